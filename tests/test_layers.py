@@ -14,6 +14,7 @@ LAYERS = {
     "spec": 0,
     "seeds": 0,
     "store": 0,
+    "progress": 0,
     "tasks": 1,
     "attention": 1,
     "bounds": 1,

@@ -126,7 +126,7 @@ class LayerSpec(BaseModel):
         return self.matrix_params + norms + biases
 
     def attention_flops_per_token(self, context: int) -> int:
-        """Floating-point operations (a multiply-add is 2) of one decoding step over ``context`` cached tokens.
+        """Floating-point operations (a multiply-add is 2) of one decoding step over ``context`` tokens.
 
         2 * matrix parameters for the projections, and for each visible token 2 H (d + e) for scores and
         mixing (dense), 2 H (r_k + r_v) (fast), 2 H (d + r_v) + 2 r_k K d (small: keys are rebuilt).

@@ -79,7 +79,11 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    write_atomic(path, lambda place: place.write_text(text, encoding="utf-8") and None)
+    write_atomic(path, lambda place: _fill(place, text))
+
+
+def _fill(place: Path, text: str) -> None:
+    place.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: pydantic.BaseModel | Mapping[str, Any]) -> None:

@@ -1,0 +1,80 @@
+"""What every command shares: its standard options, JSON on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headcount.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Seed = Annotated[int, typer.Option("--seed", help="The one number that all randomness comes from.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Where to write; a folder that headcount owns.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run made from other inputs.")]
+
+
+def emit_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on stdout; NaN and infinities become null, so that every reader takes it."""
+    json.dump(_finite(value), sys.stdout, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def stdout_console() -> Console:
+    """Where results for people go."""
+    from rich.console import Console
+
+    return Console()
+
+
+def show(*parts: RenderableType) -> None:
+    """Print tables and lines for people on stdout."""
+    console = stdout_console()
+    for part in parts:
+        console.print(part)
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Progress bars with the time left, on stderr; silent when it is no terminal."""
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True)) as display:
+        tasks: dict[str, bars.TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = display.add_task(stage, total=total)
+            display.update(tasks[stage], completed=done, total=total)
+
+        yield report
