@@ -24,7 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
         _say(f"{error.message}; {error.fix}" if error.fix else error.message)
         sys.exit(error.exit_code)
     except typer.TyperException as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            sys.stdout.write(error.format_message() + "\n")
             sys.exit(0)
         _say(f"{error.format_message().rstrip('.')}; see headcount --help")
         sys.exit(2)
