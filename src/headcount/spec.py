@@ -93,17 +93,18 @@ class LayerSpec(BaseModel):
         return self.k_rank + self.v_rank
 
     @property
+    def folds_keys(self) -> bool:
+        """Whether the key latent is one product with the token: no rotation and no norm lies between."""
+        return self.form != "dense" and not self.qk_norm and (self.form == "small" or self.rotary_dim == 0)
+
+    @property
     def matrix_params(self) -> int:
         """Entries of the attention's matrices: what a token is multiplied with."""
         queries = self.hidden * self.n_heads * self.qk_dim
         if self.form == "dense":
-            return (
-                queries
-                + self.hidden * (self.k_width + self.v_width)
-                + self.n_heads * self.v_dim * self.hidden
-            )
+            return queries + self.hidden * (self.k_width + self.v_width) + self.n_heads * self.v_dim * self.hidden
         assert self.k_rank is not None and self.v_rank is not None
-        folded = self.form == "small" and not self.qk_norm
+        folded = self.folds_keys
         keys = self.hidden * self.k_rank if folded else (self.hidden + self.k_rank) * self.k_width
         rebuild = self.k_width * self.k_rank
         return queries + keys + rebuild + self.hidden * self.v_rank + self.n_heads * self.v_rank * self.hidden
@@ -116,12 +117,10 @@ class LayerSpec(BaseModel):
             biases = self.qkv_bias * (self.n_heads * self.qk_dim + self.k_width + self.v_width)
             return self.matrix_params + norms + biases + self.o_bias * self.hidden
         assert self.k_rank is not None and self.v_rank is not None
-        biases = (
-            self.qkv_bias * self.n_heads * self.qk_dim + self.hidden
-        )  # queries; the output always has one
+        biases = self.qkv_bias * self.n_heads * self.qk_dim + self.hidden  # queries; the output always has one
         if self.form == "small":
             biases += self.k_width  # the mean key, rebuilt with the latent
-        if self.form == "fast" or self.qk_norm:
+        if not self.folds_keys:
             biases += self.qkv_bias * self.k_width
         return self.matrix_params + norms + biases
 

@@ -36,13 +36,9 @@ def _named_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HeadcountError(
-                f"no space left to write {path}", fix="free some, or choose another --out"
-            ) from error
+            raise HeadcountError(f"no space left to write {path}", fix="free some, or choose another --out") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise HeadcountError(
-                f"cannot write {path}: {error.strerror}", fix="choose another --out"
-            ) from error
+            raise HeadcountError(f"cannot write {path}: {error.strerror}", fix="choose another --out") from error
         raise
 
 
@@ -88,10 +84,7 @@ def _fill(place: Path, text: str) -> None:
 
 def write_json(path: Path, value: pydantic.BaseModel | Mapping[str, Any]) -> None:
     """Write a pydantic object or a mapping as JSON atomically."""
-    if isinstance(value, pydantic.BaseModel):
-        text = value.model_dump_json(indent=1)
-    else:
-        text = json.dumps(value, indent=1)
+    text = value.model_dump_json(indent=1) if isinstance(value, pydantic.BaseModel) else json.dumps(value, indent=1)
     write_text(path, text + "\n")
 
 
@@ -113,9 +106,7 @@ def read_json(path: Path, schema: type[Schema]) -> Schema:
         raise HeadcountError(f"{path} is not valid: {field}: {first['msg']}", fix="make it again") from None
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically, after checking that it fits on the disk."""
     from safetensors.torch import save_file
 
@@ -134,9 +125,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise HeadcountError(f"{path} does not exist", fix="check the path") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise HeadcountError(
-            f"{path} is not a readable safetensors file ({error})", fix="make it again"
-        ) from None
+        raise HeadcountError(f"{path} is not a readable safetensors file ({error})", fix="make it again") from None
 
 
 def open_run_folder(path: Path, kind: str, inputs: Mapping[str, Any], overwrite: bool = False) -> Path:

@@ -1,0 +1,91 @@
+"""Running a model one layer at a time, so that only one layer's weights and sums need memory.
+
+The residual stream of all windows lies in files; a layer reads one and writes the next, so a killed run goes
+on from the last finished layer. Arguments that layers get besides the stream (masks, rotations) come from
+the model itself: its own forward is run with each layer replaced by a recorder for the length of one call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from headcount.pretrained.families import Family, base_model, layers_of
+from headcount.store import require_space
+
+
+class _Recorder(nn.Module):
+    """Stands in for a layer: keeps what it was called with and hands the stream through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream: torch.Tensor | None = None
+        self.kwargs: dict[str, Any] = {}
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        assert not args, "layers are called with keywords"
+        self.stream, self.kwargs = hidden_states, kwargs
+        return hidden_states
+
+
+@contextlib.contextmanager
+def _recorders(layers: nn.ModuleList) -> Iterator[list[_Recorder]]:
+    own = list(layers)
+    stand_ins = [_Recorder() for _ in own]
+    try:
+        for index, stand_in in enumerate(stand_ins):
+            layers[index] = stand_in
+        yield stand_ins
+    finally:
+        for index, layer in enumerate(own):
+            layers[index] = layer
+
+
+@torch.no_grad()
+def layer_calls(model: PreTrainedModel, family: Family, ids: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """The stream that enters the first layer, and the keywords that each layer is called with.
+
+    ids (batch, tokens) -> stream (batch, tokens, hidden). The keywords fit every batch of the same shape.
+    """
+    with _recorders(layers_of(model, family)) as stand_ins:
+        options = {"use_cache": False} if family.causal else {}
+        base_model(model)(ids, **options)
+    stream = stand_ins[0].stream
+    assert stream is not None
+    return stream, [stand_in.kwargs for stand_in in stand_ins]
+
+
+def run_layer(layer: nn.Module, stream: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+    """One layer on one batch of the stream."""
+    out = layer(stream, **kwargs)
+    return out[0] if isinstance(out, tuple) else out
+
+
+class StreamFile:
+    """The residual stream of all windows in a file: (windows, tokens, hidden), read and written by rows."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        size = shape[0] * shape[1] * shape[2]
+        if not path.exists():
+            require_space(path.parent, size * torch.empty((), dtype=dtype).element_size())
+        self.path = path
+        self.rows = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
+
+    def read(self, rows: slice, device: torch.device) -> torch.Tensor:
+        """Some windows, on ``device``."""
+        return self.rows[rows].to(device)
+
+    def write(self, rows: slice, stream: torch.Tensor) -> None:
+        """Put windows in their place."""
+        self.rows[rows] = stream.to(self.rows.dtype).cpu()
+
+
+def batches_of(count: int, size: int) -> list[slice]:
+    """Slices of at most ``size`` windows that cover ``count``."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
