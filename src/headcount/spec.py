@@ -98,6 +98,17 @@ class LayerSpec(BaseModel):
         return self.form != "dense" and not self.qk_norm and (self.form == "small" or self.rotary_dim == 0)
 
     @property
+    def folds_values(self) -> bool:
+        """Whether the way back from the value latent is folded into the output matrix.
+
+        Folded, that matrix has H r_v h entries; apart, the two have K e r_v + H e h. Whichever is smaller.
+        """
+        if self.v_rank is None:
+            return False
+        apart = self.v_width * self.v_rank + self.n_heads * self.v_dim * self.hidden
+        return self.n_heads * self.v_rank * self.hidden <= apart
+
+    @property
     def matrix_params(self) -> int:
         """Entries of the attention's matrices: what a token is multiplied with."""
         queries = self.hidden * self.n_heads * self.qk_dim
@@ -107,7 +118,9 @@ class LayerSpec(BaseModel):
         folded = self.folds_keys
         keys = self.hidden * self.k_rank if folded else (self.hidden + self.k_rank) * self.k_width
         rebuild = self.k_width * self.k_rank
-        return queries + keys + rebuild + self.hidden * self.v_rank + self.n_heads * self.v_rank * self.hidden
+        output = self.n_heads * (self.v_rank if self.folds_values else self.v_dim) * self.hidden
+        expand = 0 if self.folds_values else self.v_width * self.v_rank
+        return queries + keys + rebuild + self.hidden * self.v_rank + expand + output
 
     @property
     def attention_params(self) -> int:
@@ -136,13 +149,15 @@ class LayerSpec(BaseModel):
             return 2 * self.matrix_params + seen * per_seen
         assert self.k_rank is not None and self.v_rank is not None
         rebuild = self.k_width * self.k_rank
+        # k_up (fast) and v_up are applied to every query head, though each pair of KV head and rank has one entry.
+        products = self.matrix_params - rebuild
+        if not self.folds_values:
+            products += (self.n_heads - self.n_kv_heads) * self.v_dim * self.v_rank
         if self.form == "fast":
             per_seen = 2 * self.n_heads * (self.k_rank + self.v_rank)
-            # k_up is applied to the queries: every head uses the d rows of its KV head.
-            absorbed = self.n_heads * self.qk_dim * self.k_rank - rebuild
-            return 2 * (self.matrix_params + absorbed) + seen * per_seen
+            return 2 * (products + self.n_heads * self.qk_dim * self.k_rank) + seen * per_seen
         per_seen = 2 * self.n_heads * (self.qk_dim + self.v_rank) + 2 * rebuild
-        return 2 * (self.matrix_params - rebuild) + seen * per_seen
+        return 2 * products + seen * per_seen
 
 
 class ModelSpec(BaseModel):

@@ -42,7 +42,7 @@ from headcount.audit.spectra import directions, head_blocks
 from headcount.errors import HeadcountError
 from headcount.pretrained.capture import AttentionCall, observed_attention
 from headcount.pretrained.families import Family, attention_of, family_of, layers_of, projections_of, read_spec
-from headcount.pretrained.layerwise import StreamFile, batches_of, layer_calls, run_layer
+from headcount.pretrained.layerwise import LayerCall, StreamFile, batches_of, layer_calls, run_layer
 from headcount.pretrained.loading import fingerprint, is_trimmed
 from headcount.progress import Progress, silent
 from headcount.seeds import torch_generator
@@ -320,7 +320,7 @@ def _run_layerwise(
     def nothing(call: AttentionCall) -> None:
         pass
 
-    calls: dict[int, list[dict[str, Any]]] = {}
+    calls: dict[int, list[LayerCall]] = {}
     with mixed_precision(model.device, dtype), observed_attention(model, attentions, nothing):
         for rows in batches:
             size = rows.stop - rows.start

@@ -48,15 +48,13 @@ class Family:
     """Path from a layer to the module that computes attention and calls transformers' attention interface."""
     output: str
     """Path from a layer to the matrix that mixes the heads' outputs."""
-    attention_norm: str | None
-    """Path from a layer to the normalisation before its attention; ``None`` where there is none before."""
     layout: Callable[[Any, Any, Any], Projections]
     """Reads ``Projections`` off (attention module, output module, config)."""
     rotary: bool = True
     qk_norm: bool = False
     causal: bool = True
-    layer_kinds: bool = False
-    """Layers differ in window and rotary base, by ``config.layer_types``."""
+    attention_is_normed: bool = False
+    """The attention's output passes a norm before it joins the residual stream."""
 
     @property
     def trimmable(self) -> bool:
@@ -99,7 +97,6 @@ def _llama_like(model_type: str, name: str, **options: Any) -> Family:
         layers="layers",
         attention="self_attn",
         output="self_attn.o_proj",
-        attention_norm="input_layernorm",
         layout=_separate,
         **options,
     )
@@ -112,16 +109,15 @@ FAMILIES: dict[str, Family] = {
         _llama_like("mistral", "Mistral"),
         _llama_like("qwen2", "Qwen2"),
         _llama_like("qwen3", "Qwen3", qk_norm=True),
-        _llama_like("gemma3_text", "Gemma 3 text", qk_norm=True, layer_kinds=True),
-        Family("gpt2", "GPT-2", "h", "attn", "attn.c_proj", "ln_1", _gpt2, rotary=False),
-        Family("gpt_neox", "GPT-NeoX", "layers", "attention", "attention.dense", "input_layernorm", _gpt_neox),
+        _llama_like("gemma3_text", "Gemma 3 text", qk_norm=True, attention_is_normed=True),
+        Family("gpt2", "GPT-2", "h", "attn", "attn.c_proj", _gpt2, rotary=False),
+        Family("gpt_neox", "GPT-NeoX", "layers", "attention", "attention.dense", _gpt_neox),
         Family(
             "bert",
             "BERT (audit only)",
             "encoder.layer",
             "attention.self",
             "attention.output.dense",
-            None,
             _bert,
             rotary=False,
             causal=False,

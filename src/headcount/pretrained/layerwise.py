@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,17 +20,23 @@ from headcount.pretrained.families import Family, base_model, layers_of
 from headcount.store import require_space
 
 
+class LayerCall(NamedTuple):
+    """What a layer is called with behind the stream."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 class _Recorder(nn.Module):
     """Stands in for a layer: keeps what it was called with and hands the stream through."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stream: torch.Tensor | None = None
-        self.kwargs: dict[str, Any] = {}
+        self.call = LayerCall((), {})
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        assert not args, "layers are called with keywords"
-        self.stream, self.kwargs = hidden_states, kwargs
+        self.stream, self.call = hidden_states, LayerCall(args, kwargs)
         return hidden_states
 
 
@@ -48,22 +54,22 @@ def _recorders(layers: nn.ModuleList) -> Iterator[list[_Recorder]]:
 
 
 @torch.no_grad()
-def layer_calls(model: PreTrainedModel, family: Family, ids: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """The stream that enters the first layer, and the keywords that each layer is called with.
+def layer_calls(model: PreTrainedModel, family: Family, ids: torch.Tensor) -> tuple[torch.Tensor, list[LayerCall]]:
+    """The stream that enters the first layer, and what else each layer is called with.
 
-    ids (batch, tokens) -> stream (batch, tokens, hidden). The keywords fit every batch of the same shape.
+    ids (batch, tokens) -> stream (batch, tokens, hidden). The calls fit every batch of the same shape.
     """
     with _recorders(layers_of(model, family)) as stand_ins:
         options = {"use_cache": False} if family.causal else {}
         base_model(model)(ids, **options)
     stream = stand_ins[0].stream
     assert stream is not None
-    return stream, [stand_in.kwargs for stand_in in stand_ins]
+    return stream, [stand_in.call for stand_in in stand_ins]
 
 
-def run_layer(layer: nn.Module, stream: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+def run_layer(layer: nn.Module, stream: torch.Tensor, call: LayerCall) -> torch.Tensor:
     """One layer on one batch of the stream."""
-    out = layer(stream, **kwargs)
+    out = layer(stream, *call.args, **call.kwargs)
     return out[0] if isinstance(out, tuple) else out
 
 

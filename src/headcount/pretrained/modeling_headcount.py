@@ -3,7 +3,8 @@
 It needs torch and transformers only. Each layer keeps, for a token, one joint latent for the keys of all its
 heads (``k_rank`` numbers) and one for the values (``v_rank``):
 
-    values      c = A_v x, folded into ``v_proj``; heads mix c, and ``o_proj`` takes the mixed latents of all heads
+    values      c = A_v W_v x in one product; heads mix c. The way back, B_v, is folded into ``o_proj`` where that does
+                not make it larger (small ranks), else it is applied to the mixed latents of each head, once a token
     fast keys   c = A_k rotate(W_k x); queries become B_k' q, so keys are never rebuilt
     small keys  c = A_k W_k x; keys are rebuilt as B_k c + b and rotated at every step
 
@@ -200,7 +201,9 @@ class LatentAttention(nn.Module):
         self.k_down = None if folded else nn.Linear(k_width, self.k_rank, bias=False)
         self.k_up = nn.Linear(self.k_rank, k_width, bias=self.rebuilds)
         self.v_proj = nn.Linear(hidden, self.v_rank, bias=False)
-        self.o_proj = nn.Linear(self.n_heads * self.v_rank, hidden, bias=True)
+        spread = self.n_heads * self.v_rank * hidden <= k_width * self.v_rank + self.n_heads * self.head_dim * hidden
+        self.v_up = None if spread else nn.Linear(self.v_rank, k_width, bias=False)
+        self.o_proj = nn.Linear(self.n_heads * (self.v_rank if spread else self.head_dim), hidden, bias=True)
 
     def forward(
         self,
@@ -229,6 +232,10 @@ class LatentAttention(nn.Module):
             q = q.reshape(batch, self.n_kv_heads, -1, self.head_dim) @ up
             q = q.view(batch, self.n_heads, new, self.k_rank)
         mixed = attend(q, k, v, attention_mask, self.scaling)
+        if self.v_up is not None:
+            up = self.v_up.weight.view(self.n_kv_heads, self.head_dim, self.v_rank)
+            mixed = mixed.reshape(batch, self.n_kv_heads, -1, self.v_rank) @ up.transpose(-1, -2)
+            mixed = mixed.view(batch, self.n_heads, new, self.head_dim)
         out = self.o_proj(mixed.transpose(1, 2).reshape(batch, new, -1))
         return (out if self.resid_dropout is None else self.resid_dropout(out)), None
 

@@ -2,7 +2,7 @@
 
 For one layer with projections x -> m + B A (x - m) of its stacked keys and values (A = ``down``, B = ``up``):
 
-    v_proj  = A_v W_v                       o_proj of head h = W_o,h B_v,g(h)
+    v_proj  = A_v W_v; o_proj of head h = W_o,h B_v,g(h), or W_o,h behind v_up = B_v (see ``folds_values``)
     o bias  = W_o ((I - B A) m_v + B A b_v), heads side by side, since attention weights sum to one
     fast    k_down = A_k; k_up = B_k. The constant part of keys shifts each query's logits alike: dropped.
     small   k_proj = A_k W_k (or k_down = A_k behind a key norm), k_up = B_k with bias (I - B A) m_k + B A b_k
@@ -144,7 +144,10 @@ def _attention_tensors(weights: Projections, plan: Plan, index: int, config: Any
     group = torch.arange(heads, device=weights.o.device) // (heads // layer.n_kv_heads)
     o = weights.o.view(-1, heads, layer.v_dim)
     up = v_up.view(layer.n_kv_heads, layer.v_dim, -1)[group]
-    made["o_proj.weight"] = torch.einsum("ohe,her->ohr", o, up).flatten(1)
+    if layer.folds_values:
+        made["o_proj.weight"] = torch.einsum("ohe,her->ohr", o, up).flatten(1)
+    else:
+        made |= {"o_proj.weight": weights.o, "v_up.weight": v_up}
     constant = _constant(v_mean, v_down, v_up, weights.v_bias).view(layer.n_kv_heads, -1)[group]
     bias = torch.einsum("ohe,he->o", o, constant)
     made["o_proj.bias"] = bias if weights.o_bias is None else bias + weights.o_bias
@@ -158,7 +161,8 @@ def _constant(mean: torch.Tensor, down: torch.Tensor, up: torch.Tensor, bias: to
 
 def _double(weights: Projections) -> Projections:
     fields: dict[str, Any] = {name: getattr(weights, name) for name in weights.__dataclass_fields__}
-    return Projections(**{name: None if t is None else t.double().cpu() for name, t in fields.items()})
+    fields = {name: None if t is None else t.double().cpu() for name, t in fields.items()}
+    return Projections(**fields)
 
 
 def output_of(attention: nn.Module) -> nn.Linear:
