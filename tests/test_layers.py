@@ -15,6 +15,7 @@ LAYERS = {
     "seeds": 0,
     "store": 0,
     "progress": 0,
+    "verbs": 0,
     "tasks": 1,
     "attention": 1,
     "bounds": 1,

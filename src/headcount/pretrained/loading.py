@@ -18,6 +18,7 @@ import torch
 
 from headcount.errors import HeadcountError
 from headcount.pretrained.families import TRIMMED_PREFIX, family_of, read_spec
+from headcount.pretrained.register import register_trimmed
 from headcount.pretrained.texts import check_vocabulary
 from headcount.spec import ModelSpec
 
@@ -165,6 +166,7 @@ def _load_weights(source: str, place: str, options: dict[str, Any]) -> PreTraine
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+    register_trimmed()
     trust = options.get("trust_remote_code", False)
     names = {"gguf_file": options["gguf_file"]} if "gguf_file" in options else {}
     try:

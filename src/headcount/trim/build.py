@@ -30,6 +30,7 @@ from headcount.pretrained.families import (
     projections_of,
 )
 from headcount.pretrained.loading import fingerprint, is_trimmed
+from headcount.pretrained.register import register_trimmed
 
 
 def check_model(model: PreTrainedModel, plan: Plan) -> None:
@@ -76,6 +77,7 @@ def build(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     from headcount.pretrained.modeling_headcount import CLASSES
 
     check_model(model, plan)
+    register_trimmed()
     family = family_of(model.config)
     config = latent_config(model, plan)
     with torch.device("meta"):

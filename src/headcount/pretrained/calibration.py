@@ -1,0 +1,57 @@
+"""The default calibration text: a mixture, since narrow statistics double the loss elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from headcount.errors import HeadcountError
+from headcount.pretrained.loading import OpenModel
+from headcount.pretrained.sampling import sample_blocks
+from headcount.pretrained.texts import CALIBRATED, cut_blocks, documents, read_file
+from headcount.progress import Progress, silent
+
+KEPT_WINDOWS = {"prose": 50, "code": 50, "self": 40}
+"""Windows of 512 tokens for each kind: what the repair is fitted on."""
+COUNTED_TOKENS = 36_864
+"""Tokens that statistics are gathered on by default (72 windows of 512)."""
+
+
+def calibration_tokens(
+    opened: OpenModel,
+    *,
+    context: int = 512,
+    windows: int | None = None,
+    texts: Sequence[Path | str] = (),
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, torch.Tensor]:
+    """Windows of calibration tokens by kind: prose, code and the model's own text, or the user's files.
+
+    Args:
+        opened: the model and its tokenizer.
+        context: tokens of a window.
+        windows: most windows of each kind; ``None``: as many tokens as ``KEPT_WINDOWS`` has.
+        texts: UTF-8 files to use instead of the built-in kinds.
+        seed: which windows, and the sampled text.
+        folder: where sampled text is kept, so that a killed run goes on.
+        progress: told how far it is.
+    """
+    tokenizer = opened.tokenizer
+    if tokenizer is None:
+        raise HeadcountError(f"{opened.name} has no tokenizer to read text with", fix="pass tokens instead")
+    wanted = {kind: windows or max(1, count * 512 // context) for kind, count in KEPT_WINDOWS.items()}
+    if texts:
+        docs = [read_file(Path(text)) for text in texts]
+        return {"text": cut_blocks(tokenizer, "text", docs, sum(wanted.values()), context, seed).ids}
+    found = {
+        kind: cut_blocks(tokenizer, kind, documents(kind, "calibration"), wanted[kind], context, seed).ids
+        for kind in CALIBRATED
+    }
+    if opened.model.get_output_embeddings() is not None:
+        sampled = sample_blocks(opened.model, tokenizer, wanted["self"], context, seed, folder, progress)
+        found["self"] = sampled.ids
+    return found
