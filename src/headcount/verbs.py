@@ -1,4 +1,4 @@
-"""Packages that are also the verbs they are named after: ``headcount.audit(model)`` beside ``headcount.audit.heads``."""
+"""Packages that are also the verbs they are named after: ``headcount.audit(model)`` and ``headcount.audit.heads``."""
 
 from __future__ import annotations
 

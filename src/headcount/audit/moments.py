@@ -3,11 +3,14 @@
 For one *side* of a layer, all KV heads of a token stacked into one vector x of width D = n_kv_heads * dim,
 with g the gradient of the loss (or of another output, see ``passes``) at x:
 
-    mean = E[x],   C = E[x x'],   G = E[g g'],
-    mean_g = E[|g|^2 x] / E[|g|^2],   C_g = E[|g|^2 x x'] / E[|g|^2].
+    C = E[x x'],   G = E[g g'],   m = E[x],
+    C_g = E[|g|^2 x x'] / E[|g|^2],   m_g = E[|g|^2 x] / E[|g|^2],   G_x = E[|x|^2 g g'] / E[|x|^2].
 
-C_g weighs each token by how much the model listens to it. The first token of a text is one of hundreds, yet
-often takes most of the attention; C hardly sees it, C_g does.
+What a map x -> x - D x costs is, to second order, 1/2 E[<g, D x>^2] = 1/2 E[tr(D' (g g') D (x x'))]. With G and C
+in the place of g g' and x x', a token's size and the model's interest in it are taken as independent. They are not:
+the first token of a text often draws most of the attention (a large g), and answers with a value near zero (a small
+x). G_x and C_g are one step, from the identity, of the alternation whose fixed point is the product nearest to
+E[g g' (x) x x'] (Van Loan and Pitsianis 1993). A second step is worse, see LOG.md.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from headcount.pretrained.capture import AttentionCall, rotation_gain, unrotate
 SIDES = ("keys", "rotated_keys", "values")
 """``keys`` before the rotary embedding, ``rotated_keys`` after it, ``values``."""
 
-_FIELDS = ("count", "weight", "mean", "weighted_mean", "C", "weighted_C", "G")
+_FIELDS = ("count", "weight", "mean", "weighted_mean", "C", "weighted_C", "G", "weighted_G")
 
 
 @dataclass
@@ -40,6 +43,7 @@ class SideMoments:
             "C": (self.width, self.width),
             "weighted_C": (self.width, self.width),
             "G": (self.width, self.width),
+            "weighted_G": (self.width, self.width),
         }
         if not self.sums:
             self.sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
@@ -58,6 +62,7 @@ class SideMoments:
         self._add("weight", w.sum())
         self._add("weighted_mean", w @ x)
         self._add("weighted_C", (x * w[:, None]).T @ x)
+        self._add("weighted_G", (g * x.square().sum(1, keepdim=True)).T @ g)
 
     def _add(self, name: str, value: torch.Tensor) -> None:
         self.sums[name] += value.cpu()

@@ -101,7 +101,7 @@ class Audit:
     _directions: dict[tuple[int, str], Directions] = field(default_factory=dict, repr=False)
 
     def moments_of(self, layer: int, side: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """(E[x], E[x x'], metric) of one side of one layer, float64; the metric is ``None`` for ``whitened``."""
+        """(mean, second moment, metric) of one side of one layer, float64; see ``read_moments``."""
         return read_moments(self.moments, layer, side, self.record.metric)
 
     def directions(self, layer: int, side: str) -> Directions:
@@ -149,16 +149,23 @@ class Audit:
 def read_moments(
     moments: Mapping[str, torch.Tensor], layer: int, side: str, metric: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(E[x], E[x x'], G) out of sums; in ``output`` G is divided by the stream's mean squared length."""
+    """(mean, second moment, metric) out of sums: (m_g, C_g, G_x), or (m, C, ``None``) for ``whitened``.
+
+    G_x is scaled to the trace of G, so that tr(G_x) tr(C_g) = E[|g|^2 |x|^2]. In ``output`` it is also divided by the
+    stream's mean squared length.
+    """
     prefix = f"layers.{layer}.{side}"
     count = moments[f"{prefix}.count"]
-    mean, second = moments[f"{prefix}.mean"] / count, moments[f"{prefix}.C"] / count
     if metric == "whitened":
-        return mean, second, None
-    G = moments[f"{prefix}.G"] / count
+        return moments[f"{prefix}.mean"] / count, moments[f"{prefix}.C"] / count, None
+    weight, G = moments[f"{prefix}.weight"], moments[f"{prefix}.weighted_G"]
+    if float(weight) == 0.0:  # nothing depends on this side: every direction costs nothing
+        return moments[f"{prefix}.mean"] / count, moments[f"{prefix}.C"] / count, torch.zeros_like(G)
+    mean, second = moments[f"{prefix}.weighted_mean"] / weight, moments[f"{prefix}.weighted_C"] / weight
+    scale = weight / count / G.trace()
     if metric == "output":
-        G = G / (moments[f"layers.{layer}.stream_energy"] / count)
-    return mean, second, G
+        scale = scale / (moments[f"layers.{layer}.stream_energy"] / count)
+    return mean, second, G * scale
 
 
 def summary_json(audit: Audit) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -99,7 +99,7 @@ def audit(
     tokens: torch.Tensor | Mapping[str, torch.Tensor],
     *,
     metric: Metric = "fisher",
-    count: int | None = None,
+    count: int | Mapping[str, int] | None = None,
     seed: int = 0,
     matmul_dtype: str = "auto",
     name: str = "model",
@@ -135,54 +135,82 @@ def audit(
         >>> found.directions(0, "values").energies[:4]           # doctest: +SKIP
     """
     windows = dict(tokens) if isinstance(tokens, Mapping) else {"text": tokens}
-    family, spec = _check(model, windows, metric)
-    dtype = resolve_matmul_dtype(model, matmul_dtype)
-    counted = {kind: ids[:count] if count else ids for kind, ids in windows.items()}
-    ids = torch.cat(list(counted.values()))
-    record_inputs: dict[str, Any] = {
-        "fingerprint": fingerprint(model),
-        "metric": metric,
-        "seed": seed,
-        "matmul_dtype": str(dtype),
-        "tokens": {kind: digest(part.numpy().tobytes()) for kind, part in counted.items()},
-        "windows": {kind: len(part) for kind, part in windows.items()},
-    }
+    spec = check_inputs(model, windows, metric)
+    counted = _counted(windows, count)
     with contextlib.ExitStack() as stack:
         if out is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headcount-")))
         else:
-            folder = open_run_folder(Path(out), "audit", record_inputs, overwrite)
-            if (folder / RECORD).is_file():
-                return Audit.open(folder)
-        watch = Stopwatch()
-        run = _run_fisher if metric == "fisher" else _run_layerwise
-        moments = run(model, family, spec, ids, metric, seed, dtype, folder, watch, progress)
-        record = AuditRecord(
-            model=name,
-            fingerprint=record_inputs["fingerprint"],
-            spec=spec,
-            metric=metric,
-            seed=seed,
-            context=ids.shape[1],
-            tokens=ids.numel(),
-            texts=[
-                TextRecord(kind=kind, windows=len(part), tokens=part.numel(), digest=record_inputs["tokens"][kind])
-                for kind, part in counted.items()
-            ],
-            layers=[_layer_record(moments, spec, index, metric) for index in range(len(spec.layers))],
-        )
-        timing = _timing(watch, ids.numel(), dtype, model)
-        kept = {kind: part.to(torch.int32) for kind, part in windows.items()}
-        if out is not None:
-            write_tensors(folder / MOMENTS, moments)
-            write_tensors(folder / TOKENS, kept)
-            write_json(folder / TIMING, timing)
-            write_json(folder / RECORD, record)
-            shutil.rmtree(folder / "work", ignore_errors=True)
-        return Audit(record, moments, kept, timing, folder if out is not None else None)
+            inputs = {
+                "fingerprint": fingerprint(model),
+                "metric": metric,
+                "seed": seed,
+                "matmul_dtype": str(resolve_matmul_dtype(model, matmul_dtype)),
+                "tokens": {kind: digest(ids.numpy().tobytes()) for kind, ids in windows.items()},
+                "windows": {kind: len(ids) for kind, ids in counted.items()},
+            }
+            folder = open_run_folder(Path(out), "audit", inputs, overwrite)
+        found = run_audit(model, spec, windows, counted, metric, seed, matmul_dtype, name, folder, progress)
+        return found if out is not None else replace(found, folder=None)
 
 
-def _check(model: PreTrainedModel, windows: dict[str, torch.Tensor], metric: str) -> tuple[Family, ModelSpec]:
+def _counted(windows: Mapping[str, torch.Tensor], count: int | Mapping[str, int] | None) -> dict[str, torch.Tensor]:
+    """The windows that statistics are gathered on: the first of each kind."""
+    if count is None:
+        return dict(windows)
+    each = count if isinstance(count, Mapping) else dict.fromkeys(windows, count)
+    if any(each.get(kind, 0) < 1 for kind in windows):
+        raise HeadcountError("every kind of text needs at least one window to count", fix="ask for more tokens")
+    return {kind: ids[: each[kind]] for kind, ids in windows.items()}
+
+
+def run_audit(
+    model: PreTrainedModel,
+    spec: ModelSpec,
+    windows: Mapping[str, torch.Tensor],
+    counted: Mapping[str, torch.Tensor],
+    metric: Metric,
+    seed: int,
+    matmul_dtype: str,
+    name: str,
+    folder: Path,
+    progress: Progress,
+) -> Audit:
+    """Run or go on with an audit in a folder that is opened already; see ``audit``."""
+    if (folder / RECORD).is_file():
+        return Audit.open(folder)
+    family = family_of(model.config)
+    dtype = resolve_matmul_dtype(model, matmul_dtype)
+    ids = torch.cat(list(counted.values()))
+    watch = Stopwatch()
+    run = _run_fisher if metric == "fisher" else _run_layerwise
+    moments = run(model, family, spec, ids, metric, seed, dtype, folder, watch, progress)
+    record = AuditRecord(
+        model=name,
+        fingerprint=fingerprint(model),
+        spec=spec,
+        metric=metric,
+        seed=seed,
+        context=ids.shape[1],
+        tokens=ids.numel(),
+        texts=[
+            TextRecord(kind=kind, windows=len(part), tokens=part.numel(), digest=digest(part.numpy().tobytes()))
+            for kind, part in counted.items()
+        ],
+        layers=[_layer_record(moments, spec, index, metric) for index in range(len(spec.layers))],
+    )
+    timing = _timing(watch, ids.numel(), dtype, model)
+    kept = {kind: part.to(torch.int32) for kind, part in windows.items()}
+    write_tensors(folder / MOMENTS, moments)
+    write_tensors(folder / TOKENS, kept)
+    write_json(folder / TIMING, timing)
+    write_json(folder / RECORD, record)
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    return Audit(record, moments, kept, timing, folder)
+
+
+def check_inputs(model: PreTrainedModel, windows: Mapping[str, torch.Tensor], metric: str) -> ModelSpec:
+    """Refuse what cannot be audited; returns the model's spec."""
     family = family_of(model.config)
     if is_trimmed(model):
         raise HeadcountError("the model is trimmed already", fix="audit the model it was made from")
@@ -210,7 +238,7 @@ def _check(model: PreTrainedModel, windows: dict[str, torch.Tensor], metric: str
         raise HeadcountError(
             f"a context of {max(contexts)} is beyond the model's {longest} positions", fix="shorten it"
         )
-    return family, read_spec(model)
+    return read_spec(model)
 
 
 def resolve_matmul_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:

@@ -243,3 +243,8 @@ def _layer_plans(spec: ModelSpec, ranks: list[int], allocator: str) -> list[Laye
         else:
             plans.append(LayerPlan(layer=index, k_rank=next(place), v_rank=next(place)))
     return plans
+
+
+def summary_json(made: Plan) -> dict[str, Any]:
+    """What ``headcount plan --json`` prints."""
+    return made.record.model_dump() | {"folder": str(made.folder) if made.folder else None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,16 +14,16 @@ from headcount.pretrained.texts import CALIBRATED, cut_blocks, documents, read_f
 from headcount.progress import Progress, silent
 
 KEPT_WINDOWS = {"prose": 50, "code": 50, "self": 40}
-"""Windows of 512 tokens for each kind: what the repair is fitted on."""
-COUNTED_TOKENS = 36_864
-"""Tokens that statistics are gathered on by default (72 windows of 512)."""
+"""Windows of 512 tokens of each kind that are kept: what the repair is fitted on."""
+COUNTED_SHARES = {"prose": 2, "code": 2, "self": 5}
+"""Of the windows that statistics are gathered on, how many parts each kind has."""
 
 
 def calibration_tokens(
     opened: OpenModel,
     *,
     context: int = 512,
-    windows: int | None = None,
+    scale: float = 1.0,
     texts: Sequence[Path | str] = (),
     seed: int = 0,
     folder: Path | None = None,
@@ -34,7 +34,7 @@ def calibration_tokens(
     Args:
         opened: the model and its tokenizer.
         context: tokens of a window.
-        windows: most windows of each kind; ``None``: as many tokens as ``KEPT_WINDOWS`` has.
+        scale: how many times the tokens of ``KEPT_WINDOWS``; less is had where the built-in text ends.
         texts: UTF-8 files to use instead of the built-in kinds.
         seed: which windows, and the sampled text.
         folder: where sampled text is kept, so that a killed run goes on.
@@ -43,7 +43,7 @@ def calibration_tokens(
     tokenizer = opened.tokenizer
     if tokenizer is None:
         raise HeadcountError(f"{opened.name} has no tokenizer to read text with", fix="pass tokens instead")
-    wanted = {kind: windows or max(1, count * 512 // context) for kind, count in KEPT_WINDOWS.items()}
+    wanted = {kind: max(1, round(scale * count * 512 / context)) for kind, count in KEPT_WINDOWS.items()}
     if texts:
         docs = [read_file(Path(text)) for text in texts]
         return {"text": cut_blocks(tokenizer, "text", docs, sum(wanted.values()), context, seed).ids}
@@ -55,3 +55,13 @@ def calibration_tokens(
         sampled = sample_blocks(opened.model, tokenizer, wanted["self"], context, seed, folder, progress)
         found["self"] = sampled.ids
     return found
+
+
+def counted_windows(windows: Mapping[str, torch.Tensor], total: int) -> dict[str, torch.Tensor]:
+    """About ``total`` windows to gather statistics on, the kinds in the proportion of ``COUNTED_SHARES``.
+
+    Kinds that have too few windows give what they have.
+    """
+    shares = {kind: COUNTED_SHARES.get(kind, 1) for kind in windows}
+    whole = sum(shares.values())
+    return {kind: ids[: max(1, total * shares[kind] // whole)] for kind, ids in windows.items()}

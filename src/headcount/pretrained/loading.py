@@ -270,3 +270,15 @@ def fingerprint(model: PreTrainedModel, sampled: int = 1024) -> str:
 def is_trimmed(model: PreTrainedModel) -> bool:
     """Whether headcount made this model."""
     return str(model.config.model_type).startswith(TRIMMED_PREFIX)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` (a GPU where there is one), or a device by name; one that is not there is refused."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise HeadcountError(f"device {name!r} cannot be used ({_brief(error)})", fix="use cpu or auto") from error
+    return device
