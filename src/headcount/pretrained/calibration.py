@@ -15,6 +15,7 @@ from headcount.progress import Progress, silent
 
 KEPT_WINDOWS = {"prose": 50, "code": 50, "self": 40}
 """Windows of 512 tokens of each kind that are kept: what the repair is fitted on."""
+KEPT_TOKENS = sum(KEPT_WINDOWS.values()) * 512
 COUNTED_SHARES = {"prose": 2, "code": 2, "self": 5}
 """Of the windows that statistics are gathered on, how many parts each kind has."""
 
