@@ -147,9 +147,7 @@ def demo(
         overwrite=overwrite,
         progress=progress,
     )
-    planned = plan(
-        audit, cache=cache, form=form, allocator=allocator, out=out / f"plan-{label}", overwrite=overwrite
-    )
+    planned = plan(audit, cache=cache, form=form, allocator=allocator, out=out / f"plan-{label}", overwrite=overwrite)
     place = out / f"model-{label}"
     trimmed, _ = trim_to_folder(
         opened.model, opened.tokenizer, planned, place, repair_output=repair, overwrite=overwrite, progress=progress
