@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headcount.audit.record import RECORD, Audit, Metric
 from headcount.audit.run import check_inputs, resolve_matmul_dtype, run_audit
@@ -15,14 +15,11 @@ from headcount.evaluate.result import Evaluation
 from headcount.evaluate.result import summary_json as evaluation_json
 from headcount.evaluate.run import evaluate
 from headcount.plan.make import Allocator, Plan, PlanForm, plan
-from headcount.pretrained.calibration import KEPT_TOKENS, calibration_tokens, counted_windows
+from headcount.pretrained.calibration import KEPT_TOKENS, counted_windows, own_tokens, written_tokens
 from headcount.pretrained.families import read_spec
 from headcount.pretrained.loading import OpenModel, fingerprint
 from headcount.pretrained.texts import read_file
 from headcount.progress import Progress, silent
-from headcount.report.collect import from_run, made_by
-from headcount.report.page import write_report
-from headcount.report.view import ReportView
 from headcount.store import digest, open_run_folder
 from headcount.trim.run import trim_to_folder
 
@@ -48,6 +45,9 @@ def audit_model(
     """
     if tokens < context:
         raise HeadcountError(f"{tokens} tokens are less than one window of {context}", fix="ask for more --tokens")
+    scale = max(tokens, kept_tokens) / KEPT_TOKENS
+    windows = written_tokens(opened, context=context, scale=scale, texts=texts, seed=seed)
+    spec = check_inputs(opened.model, windows, metric)
     inputs = {
         "fingerprint": opened.fingerprint,
         "metric": metric,
@@ -61,14 +61,16 @@ def audit_model(
     folder = open_run_folder(out, "audit", inputs, overwrite)
     if (folder / RECORD).is_file():
         return Audit.open(folder)
-    kept = folder / "self-text"
-    scale = max(tokens, kept_tokens) / KEPT_TOKENS
-    windows = calibration_tokens(
-        opened, context=context, scale=scale, texts=texts, seed=seed, folder=kept, progress=progress
-    )
+    if not texts:
+        windows |= own_tokens(
+            opened, context=context, scale=scale, seed=seed, folder=folder / "self-text", progress=progress
+        )
     counted = counted_windows(windows, tokens // context)
-    spec = check_inputs(opened.model, windows, metric)
     return run_audit(opened.model, spec, windows, counted, metric, seed, matmul_dtype, opened.name, folder, progress)
+
+
+if TYPE_CHECKING:
+    from headcount.report.view import ReportView
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,9 @@ def demo(
     ``out`` gets a folder for each stage, named by what it depends on, so that runs with other options share what they
     have in common: one audit serves every budget and form.
     """
+    from headcount.report.collect import from_run, made_by
+    from headcount.report.page import write_report
+
     label = f"{form}-{allocator}-{cache:g}-{metric}" + ("" if repair else "-unrepaired")
     audit = audit_model(
         opened,
