@@ -29,8 +29,8 @@ LAYERS = {
     "evaluate": 3,
     "experiments": 4,
     "report": 4,
-    "pipeline": 4,
-    "cli": 5,
+    "pipeline": 5,
+    "cli": 6,
 }
 FREE = {"__init__", "__main__", "py"}  # the public face re-exports from every layer, lazily
 

@@ -36,12 +36,14 @@ def audit_model(
     seed: int = 0,
     matmul_dtype: str = "auto",
     kept_tokens: int = KEPT_TOKENS,
+    self_text: Path | None = None,
     progress: Progress = silent,
 ) -> Audit:
     """Audit an opened model on the default mixture of text, or on ``texts``, into the run folder ``out``.
 
     The folder keeps the text that was sampled from the model, and all windows that the repair will use
-    (``kept_tokens``, of which statistics are gathered on ``tokens``).
+    (``kept_tokens``, of which statistics are gathered on ``tokens``). ``self_text`` keeps the sampled text elsewhere,
+    so that audits by several metrics share it.
     """
     if tokens < context:
         raise HeadcountError(f"{tokens} tokens are less than one window of {context}", fix="ask for more --tokens")
@@ -62,9 +64,11 @@ def audit_model(
     if (folder / RECORD).is_file():
         return Audit.open(folder)
     if not texts:
-        windows |= own_tokens(
-            opened, context=context, scale=scale, seed=seed, folder=folder / "self-text", progress=progress
-        )
+        place = folder / "self-text"
+        if self_text is not None:
+            sampled = {"fingerprint": opened.fingerprint, "context": context, "scale": scale, "seed": seed}
+            place = open_run_folder(self_text, "self-text", sampled, overwrite)
+        windows |= own_tokens(opened, context=context, scale=scale, seed=seed, folder=place, progress=progress)
     counted = counted_windows(windows, tokens // context)
     return run_audit(opened.model, spec, windows, counted, metric, seed, matmul_dtype, opened.name, folder, progress)
 
@@ -116,6 +120,65 @@ class Demo:
             "model": str(self.model),
             "report": str(self.report),
         }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What distinguishes one trimmed model from another."""
+
+    cache: float = 0.5
+    form: PlanForm = "fast"
+    allocator: Allocator = "greedy"
+    metric: Metric = "fisher"
+    repair: bool = True
+
+    @property
+    def label(self) -> str:
+        """A name for folders and tables."""
+        repaired = "" if self.repair else "-unrepaired"
+        return f"{self.form}-{self.allocator}-{self.cache:g}-{self.metric}{repaired}"
+
+
+def make_trimmed(
+    opened: OpenModel,
+    out: Path,
+    choice: Choice,
+    size: DemoSize = DemoSize(),
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> tuple[Audit, Plan, OpenModel]:
+    """Audit, plan and trim; what ``out`` has already is taken from there."""
+    audit = audit_model(
+        opened,
+        metric=choice.metric,
+        tokens=size.tokens,
+        kept_tokens=size.kept_tokens,
+        self_text=out / "self-text",
+        out=out / f"audit-{choice.metric}",
+        seed=seed,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    planned = plan(
+        audit,
+        cache=choice.cache,
+        form=choice.form,
+        allocator=choice.allocator,
+        out=out / f"plan-{choice.label.removesuffix('-unrepaired')}",
+        overwrite=overwrite,
+    )
+    trimmed, _ = trim_to_folder(
+        opened.model,
+        opened.tokenizer,
+        planned,
+        out / f"model-{choice.label}",
+        repair_output=choice.repair,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    made = OpenModel(choice.label, trimmed, opened.tokenizer, read_spec(trimmed), fingerprint(trimmed))
+    return audit, planned, made
 
 
 def demo(
