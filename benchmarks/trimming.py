@@ -53,9 +53,10 @@ def main() -> None:
         speed = evaluate(halves, windows=1, decode=options.decode, out=options.out / "table-speed", progress=progress)
     for model in summary_json(speed)["models"]:
         print(
-            f"{model['name']}: decode {model['decode_tokens_per_s']:.1f} tokens/s ({model['decode_speedup']:.2f} x stock),"
-            f" attention step {model['attention_speedup']:.2f} x stock, {model['attention_speedup_same_path']:.2f} x dense"
-            f" on our path; prefill {model['prefill_tokens_per_s']:.0f} tokens/s; {torch.get_num_threads()} threads"
+            f"{model['name']}: decode {model['decode_tokens_per_s']:.1f} tokens/s"
+            f" ({model['decode_speedup']:.2f} x stock), attention step {model['attention_speedup']:.2f} x stock,"
+            f" {model['attention_speedup_same_path']:.2f} x dense on our path;"
+            f" prefill {model['prefill_tokens_per_s']:.0f} tokens/s; {torch.get_num_threads()} threads"
         )
 
 
