@@ -28,7 +28,6 @@ def test_side_moments_are_what_a_loop_sums() -> None:
         wanted["weighted_mean"] += weight * row
         wanted["C"] += torch.outer(row, row)
         wanted["weighted_C"] += weight * torch.outer(row, row)
-        wanted["G"] += torch.outer(gradient, gradient)
         wanted["weighted_G"] += size * torch.outer(gradient, gradient)
     for name, tensor in own.sums.items():
         assert tensor.dtype == torch.float64
@@ -80,7 +79,9 @@ def test_fisher_needs_no_more_than_one_chunk_of_logits(monkeypatch: pytest.Monke
         monkeypatch.setattr("headcount.audit.passes.LOGIT_CHUNK", chunk)
         sums = SideMoments(32)
 
-        def gather(call: AttentionCall, k: torch.Tensor | None, v: torch.Tensor | None, own: SideMoments = sums) -> None:
+        def gather(
+            call: AttentionCall, k: torch.Tensor | None, v: torch.Tensor | None, own: SideMoments = sums
+        ) -> None:
             own.add(call.v.detach().transpose(1, 2).flatten(0, 1).flatten(1), None)
 
         fisher_batch(model, attentions, tiny_tokens(2, 12), torch.Generator().manual_seed(0), gather, None)
@@ -132,8 +133,11 @@ def test_head_statistics_against_eager_attention(name: str) -> None:
     attentions = [attention_of(layer, family) for layer in layers_of(model, family)]
     ids = tiny_tokens(3, 16)
     own = [HeadStatistics(4) for _ in attentions]
-    with torch.no_grad(), observed_attention(
-        model, attentions, lambda call: own[attentions.index(call.module)].add(attention_rows(call, 4))
+    with (
+        torch.no_grad(),
+        observed_attention(
+            model, attentions, lambda call: own[attentions.index(call.module)].add(attention_rows(call, 4))
+        ),
     ):
         model(ids)
     model.set_attn_implementation("eager")
