@@ -37,6 +37,8 @@ class GgufHeader:
     architecture: str
     metadata: dict[str, Any] = field(default_factory=dict)
     """Values that are one number or one text."""
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Lengths of values that are lists, such as the vocabulary."""
     elements: dict[str, int] = field(default_factory=dict)
     """Numbers in each tensor."""
 
@@ -78,13 +80,13 @@ class _Walk:
         start = self.skip(self.number("Q"))
         return self.data[start : self.at].decode("utf-8")
 
-    def value(self) -> Any:
-        """A metadata value; an array is stepped over."""
+    def value(self) -> tuple[Any, int | None]:
+        """A metadata value and no length, or for an array, which is stepped over, no value and its length."""
         kind = self.number("I")
         if kind in _SCALARS:
-            return self.number(_SCALARS[kind])
+            return self.number(_SCALARS[kind]), None
         if kind == _STRING:
-            return self.text()
+            return self.text(), None
         if kind != _ARRAY:
             raise ValueError(f"it has a value of the unknown type {kind}")
         element, count = self.number("I"), self.number("Q")
@@ -95,7 +97,7 @@ class _Walk:
                 self.skip(self.number("Q"))
         else:
             raise ValueError(f"it has an array of the type {element}")
-        return None
+        return None, count
 
 
 def check_gguf(path: Path) -> GgufHeader:
@@ -143,22 +145,26 @@ def _walk(path: Path, walk: _Walk) -> GgufHeader:
     if version not in _VERSIONS:
         raise ValueError(f"version {version}, not 2 or 3")
     tensor_count, value_count = walk.number("Q"), walk.number("Q")
-    metadata = {}
+    metadata, lengths = {}, {}
     for _ in range(value_count):
         key = walk.text()
-        metadata[key] = walk.value()
+        value, length = walk.value()
+        if length is None:
+            metadata[key] = value
+        else:
+            lengths[key] = length
     architecture = metadata.get("general.architecture")
     known = [family.gguf for family in FAMILIES.values() if family.gguf is not None]
     if architecture not in known:
         raise HeadcountError(
             f"{path}: GGUF architecture {architecture!r} is not supported", fix=f"supported: {', '.join(known)}"
         )
-    header = GgufHeader(architecture, {key: value for key, value in metadata.items() if value is not None})
+    header = GgufHeader(architecture, metadata, lengths)
     ends: dict[str, int] = {}
     for _ in range(tensor_count):
         name, dimensions = walk.text(), walk.number("I")
         if dimensions > _MAX_DIMENSIONS:
-            raise ValueError(f"{name} has {dimensions} dimensions")
+            raise ValueError(f"{name!r} has {dimensions} dimensions")
         header.elements[name] = math.prod(walk.number("Q") for _ in range(dimensions))
         kind, offset = GGMLQuantizationType(walk.number("I")), walk.number("Q")
         per_block, block_bytes = GGML_QUANT_SIZES[kind]
@@ -171,7 +177,7 @@ def _walk(path: Path, walk: _Walk) -> GgufHeader:
     for name, end in ends.items():
         if start + end > size:
             raise HeadcountError(
-                f"{path} is cut short: {name} ends at byte {start + end:,}, the file has {size:,}",
+                f"{path} is cut short: {name!r} ends at byte {start + end:,}, the file has {size:,}",
                 fix="fetch it again",
             )
     return header

@@ -99,8 +99,8 @@ class StreamFile:
         self.rows = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
 
     def read(self, rows: slice, device: torch.device) -> torch.Tensor:
-        """Some windows, on ``device``."""
-        return self.rows[rows].to(device)
+        """A copy of some windows on ``device``: what is done to it does not reach the file."""
+        return self.rows[rows].to(device, copy=True)
 
     def write(self, rows: slice, stream: torch.Tensor) -> None:
         """Put windows in their place."""

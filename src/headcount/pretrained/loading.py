@@ -65,7 +65,7 @@ def open_model(
         found = _load_tokenizer(name, place, trust_remote_code) if tokenizer else None
     model = model.to(device).eval().requires_grad_(False)
     if found is not None:
-        check_vocabulary(found, model.get_input_embeddings().weight.shape[0])
+        check_vocabulary(found, model.get_input_embeddings().weight.shape[0], place.vocabulary)
     return OpenModel(name, model, found, read_spec(model), fingerprint(model))
 
 

@@ -53,17 +53,20 @@ class Place:
     """An upper bound of the numbers that the weights hold."""
     layer_numbers: int | None = None
     """Numbers that a GGUF file holds for the layers."""
+    vocabulary: int | None = None
+    """Tokens that a GGUF file lists."""
 
 
 def locate(source: str, allow_pickle: bool, trust: bool) -> Place:
     """Find a model and look it over. Raises ``HeadcountError`` for what must not or cannot be opened."""
     if source == "demo":
         return _gguf_place(demo_file())
+    shown = source if len(source) <= 200 else source[:197] + "..."
+    path = Path(source)
     try:
-        path = Path(source)
         is_file, is_dir = path.is_file(), path.is_dir() and source != ""
-    except (OSError, ValueError) as error:
-        raise HeadcountError(f"{source!r} is no path ({error})", fix="check the path") from error
+    except OSError as error:
+        raise HeadcountError(f"{shown!r} cannot be looked at ({error.strerror})", fix="check the path") from error
     if source.lower().endswith(".gguf"):
         return _gguf_place(path)
     if is_file:
@@ -72,7 +75,7 @@ def locate(source: str, allow_pickle: bool, trust: bool) -> Place:
         return _folder_place(path, allow_pickle, trust)
     if path.is_absolute() or source.startswith((".", "~")) or not _HUB_NAME.fullmatch(source):
         raise HeadcountError(
-            f"{source!r} is neither a folder, nor a .gguf file, nor a hub name (owner/name), nor 'demo'",
+            f"{shown!r} is neither a folder, nor a .gguf file, nor a hub name (owner/name), nor 'demo'",
             fix="check the path",
         )
     return _folder_place(_fetch(source, allow_pickle, trust), allow_pickle, trust)
@@ -93,7 +96,8 @@ def demo_file() -> Path:
 
 def _gguf_place(path: Path) -> Place:
     header = check_gguf(path)
-    return Place(path.parent, path.name, {}, sum(header.elements.values()), header.layer_numbers)
+    vocabulary = header.lengths.get("tokenizer.ggml.tokens")
+    return Place(path.parent, path.name, {}, sum(header.elements.values()), header.layer_numbers, vocabulary)
 
 
 def _fetch(name: str, allow_pickle: bool, trust: bool) -> Path:

@@ -196,10 +196,15 @@ def cut_blocks(
     return Blocks(kind, ids, text_digest)
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Refuse a tokenizer that has ids the model has no embedding for."""
-    vocabulary = tokenizer.get_vocab()
-    token, largest = max(vocabulary.items(), key=lambda item: item[1])
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, own: int | None = None) -> None:
+    """Refuse a tokenizer that has ids the model has no embedding for.
+
+    ``own``: how many tokens its file lists; a conversion may put a token of its own behind them that no text has.
+    """
+    ids = {token: number for token, number in tokenizer.get_vocab().items() if own is None or number < own}
+    if not ids:
+        raise HeadcountError("the tokenizer has no tokens", fix="use the tokenizer that the model was trained with")
+    token, largest = max(ids.items(), key=lambda item: item[1])
     if largest >= rows:
         raise HeadcountError(
             f"the tokenizer's token {token!r} has id {largest}, but the model has {rows} embeddings",
