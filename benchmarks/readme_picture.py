@@ -1,6 +1,6 @@
 """The README's picture: the ranks that a plan gives each layer, beside the dense width.
 
-    python benchmarks/readme_picture.py headcount-runs/demo/plan-fast-greedy-0.5-fisher docs/ranks.svg
+python benchmarks/readme_picture.py headcount-runs/demo/plan-fast-greedy-0.5-fisher docs/ranks.svg
 """
 
 from __future__ import annotations
