@@ -65,7 +65,6 @@ def test_fft_and_pairs_give_the_same_integers(modulus: int, a: list[int], b: lis
         for t, v in zip(g.support, g.weights, strict=True):
             direct[(r + t) % modulus] += w * v
     np.testing.assert_array_equal(residues._fft(f, g), direct)
-    np.testing.assert_array_equal(residues._fft(f, f)[0], direct[0] if a == b else residues._fft(f, f)[0])
     paired = convolve(f, g)
     np.testing.assert_array_equal(paired.at(np.arange(modulus)), direct)
     points = np.random.default_rng(seed).integers(0, modulus, 20)
@@ -181,7 +180,7 @@ def test_same_seed_same_bytes(kind: str) -> None:
 
 def test_bytes_are_those_of_every_machine() -> None:
     x = tasks.get("match3", tokens=8, modulus=1000).sample(0).inputs["x"]
-    assert x.tolist() == [PINNED]
+    assert x.tolist() == [[701, 875, 475, 890, 740, 594, 850, 215]]
 
 
 def test_score_counts_and_distances() -> None:

@@ -4,8 +4,8 @@ A task is a frozen dataclass whose fields are its sizes. ``sample`` draws a ``Ba
 axis counts sequences), ``solve`` gives the exact answer at every token, ``score`` compares outputs with it.
 Nothing here needs torch; ``headcount.tasks.dataset`` wraps a task for training.
 
-Letters: N = ``tokens``, q = ``sparsity``, d' = ``dim``, M = ``modulus``, s = ``order``, K = ``window``. Tokens
-and residues count from 0.
+Letters: N = ``tokens``, q = ``sparsity``, d' = ``dim``, M = ``modulus``, s = ``order``, K = ``window``.
+Tokens and residues count from 0.
 """
 
 from __future__ import annotations
@@ -110,12 +110,16 @@ class Task(ABC):
 
     def batch(self, **arrays: Any) -> Batch:
         """Given inputs as a batch, checked and solved; one sequence may come without the first axis."""
-        inputs = self._check({name: np.asarray(value) for name, value in arrays.items()})
+        inputs = self.checked(arrays)
         return Batch(inputs, self._solve(inputs))
 
     def solve(self, batch: Batch | Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """The exact answer at every token, (count, N) or (count, N, d')."""
-        return self._solve(self._check(batch.inputs if isinstance(batch, Batch) else batch))
+        return self._solve(self.checked(batch.inputs if isinstance(batch, Batch) else batch))
+
+    def checked(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The inputs in the task's own types and shapes; what is no input raises ``HeadcountError``."""
+        return self._check({name: np.asarray(value) for name, value in inputs.items()})
 
     def score(self, outputs: Any, batch: Batch, epsilon: float | None = None) -> Score:
         """Compare outputs with the answers of ``batch``.

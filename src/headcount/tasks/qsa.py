@@ -56,14 +56,14 @@ class QSA(Task):
         position = np.broadcast_to(np.arange(self.tokens)[None, :, None], (*z.shape[:2], 1))
         return np.concatenate([z, y, position], axis=-1, dtype=np.float32)
 
-    def _vectors(self, rng: np.random.Generator, count: int, tokens: int) -> NDArray[np.float32]:
-        """Uniform grid points of the cube inside the unit ball."""
+    def vectors(self, rng: np.random.Generator, count: int, tokens: int) -> NDArray[np.float32]:
+        """Uniform grid points of the cube [-1, 1]^d' / sqrt(d') inside the unit ball, (count, tokens, d')."""
         half_width = int(GRID / np.sqrt(self.dim))
         steps = rng.integers(-half_width, half_width + 1, (count, tokens, self.dim), dtype=np.int32)
         return steps.astype(np.float32) / np.float32(GRID)
 
     def _uniform(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
-        z = self._vectors(rng, count, self.tokens)
+        z = self.vectors(rng, count, self.tokens)
         y = random_subsets(rng, count * self.tokens, self.tokens, self.sparsity)
         return {"z": z, "y": y.reshape(count, self.tokens, self.sparsity)}
 
@@ -76,7 +76,7 @@ class QSA(Task):
             )
         # Vectors 2k and 2k+1 are antipodal (a last one alone is 0); tokens are shuffled at the end.
         z = np.zeros((count, n, self.dim), dtype=np.float32)
-        z[:, 0 : 2 * half : 2] = self._vectors(rng, count, half)
+        z[:, 0 : 2 * half : 2] = self.vectors(rng, count, half)
         z[:, 1 : 2 * half : 2] = -z[:, 0 : 2 * half : 2]
         # A set takes at most one of each antipodal pair, so that no target cancels to 0. A large set is the
         # complement of such a small one: the vectors sum to 0, so its mean points the other way.

@@ -8,10 +8,30 @@ from typing import Any
 
 from headcount.errors import HeadcountError
 from headcount.tasks.base import Task
+from headcount.tasks.composition import Composition
+from headcount.tasks.controls import Majority, Parity
+from headcount.tasks.induction import Induction
 from headcount.tasks.match import Match2, Match3, MatchS
+from headcount.tasks.match_local import Match3Bigram, Match3Local
 from headcount.tasks.qsa import QSA
+from headcount.tasks.recall import Recall
+from headcount.tasks.selection import SparseSelection
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (QSA, Match2, Match3, MatchS)}
+_ALL: tuple[type[Task], ...] = (
+    QSA,
+    Match2,
+    Match3,
+    Match3Local,
+    Match3Bigram,
+    MatchS,
+    SparseSelection,
+    Recall,
+    Induction,
+    Composition,
+    Parity,
+    Majority,
+)
+_TASKS = {task.name: task for task in _ALL}
 
 
 def names() -> tuple[str, ...]:
