@@ -19,8 +19,9 @@ def refute(model: Any, task: Task, *, seed: int = 0, **options: Any) -> Refutati
       become the net's input, if it is not vec(X));
     - a recurrent net with a quantised state (``RecurrentNet``, e.g. ``QuantisedRNN``), on qSA: a state
       collision (``limit``: states kept by the search);
-    - a ``PBitAttention`` layer, on qSA: two query sets with one embedding; on Match3: two inputs with one
-      output (``limit``: candidates tried).
+    - an attention unit on p-bit embeddings (``EmbeddedUnit``, e.g. ``PBitAttention``), on qSA: two query sets
+      with one embedding; a ``PBitAttention`` layer on Match3: two inputs with one output (``limit``:
+      candidates tried).
 
     A model that is large enough gets "no witness from this bound"; a witness is only ever returned after the
     model was run on it.
@@ -35,25 +36,22 @@ def refute(model: Any, task: Task, *, seed: int = 0, **options: Any) -> Refutati
     >>> round(answer.witness.target_distance, 3), answer.witness.output_distance < 1e-4
     (2.0, True)
     """
-    if isinstance(model, PBitAttention):
-        from headcount.bounds.refute_attention import refute_embedding, refute_match3
-
-        if isinstance(task, QSA):
-            return refute_embedding(model, task, seed, **options)
-        if type(task) is Match3:
-            return refute_match3(model, task, seed, **options)
-        raise HeadcountError(
-            f"no bound on attention layers for {task.name} has witnesses", fix="use qsa or match3"
-        )
-    if not isinstance(task, QSA):
-        raise HeadcountError(f"no bound for {task.name} refutes this kind of model", fix="use the task qsa")
-
     from torch import nn
 
     from headcount.bounds.recurrent import RecurrentNet
+    from headcount.bounds.refute_attention import EmbeddedUnit, refute_embedding, refute_match3
     from headcount.bounds.refute_mlp import refute_mlp
     from headcount.bounds.refute_rnn import refute_rnn
 
+    if isinstance(model, PBitAttention) and type(task) is Match3:
+        return refute_match3(model, task, seed, **options)
+    if not isinstance(task, QSA):
+        raise HeadcountError(
+            f"no bound for {task.name} refutes a {type(model).__name__}",
+            fix="use the task qsa, or match3 with a PBitAttention layer",
+        )
+    if isinstance(model, EmbeddedUnit):
+        return refute_embedding(model, task, seed, **options)
     if isinstance(model, RecurrentNet):
         return refute_rnn(model, task, seed, **options)
     if isinstance(model, nn.Module):

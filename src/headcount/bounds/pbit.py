@@ -174,6 +174,10 @@ class PBitAttention:
         """What output codes stand for."""
         return codes.astype(np.float64) / 2.0**self.value_fraction
 
+    def outputs(self, tokens: Tokens) -> NDArray[np.float64]:
+        """The outputs as real numbers, (N, d)."""
+        return self.read(self(tokens))
+
 
 @dataclass(frozen=True, eq=False)
 class SymbolEmbedding:
@@ -185,6 +189,8 @@ class SymbolEmbedding:
 
     def __call__(self, tokens: Tokens) -> Codes:
         """Reads ``x`` and ``position``."""
+        _require_fit("residues", tokens["x"], self.table)
+        _require_fit("positions", tokens["position"], self.places)
         codes = self.table[tokens["x"]] + self.places[tokens["position"]]
         return saturate(codes, self.precision_bits)
 
@@ -205,10 +211,24 @@ class SetEmbedding:
 
     def __call__(self, tokens: Tokens) -> Codes:
         """Reads ``z``, ``y`` and ``position``."""
+        _require_fit("sets", tokens["y"], self.members)
+        _require_fit("positions", tokens["position"], self.places)
+        if tokens["z"].shape[1] != len(self.vectors):
+            raise HeadcountError(
+                f"the layer reads vectors of {len(self.vectors)} numbers, not {tokens['z'].shape[1]}",
+                fix="build it for this task",
+            )
         z = np.floor(tokens["z"].astype(np.float64) * 2.0**self.fraction + 0.5).astype(np.int64)
         mixed = multiply(saturate(z, self.precision_bits), self.vectors) + self.members[tokens["y"]].sum(1)
         codes = shift_down(mixed, self.shift) + self.places[tokens["position"]]
         return saturate(codes, self.precision_bits)
+
+
+def _require_fit(name: str, numbers: NDArray[np.int64], table: Codes) -> None:
+    if numbers.size and numbers.max() >= len(table):
+        raise HeadcountError(
+            f"the layer knows {name} below {len(table)}, not {numbers.max()}", fix="build it for this task"
+        )
 
 
 def random_codes(rng: np.random.Generator, shape: Sequence[int], precision_bits: int) -> Codes:

@@ -14,7 +14,9 @@ from headcount.errors import HeadcountError
 class RecurrentNet(Protocol):
     """What a refutation needs of a recurrent net with a quantised state."""
 
-    state_bits: int
+    @property
+    def state_bits(self) -> int:
+        """Bits of the state."""
 
     def initial_state(self, count: int) -> Tensor:
         """The state before the first token, (count, width)."""
@@ -64,6 +66,11 @@ class QuantisedRNN(nn.Module):
 
     def step(self, state: Tensor, tokens: Tensor) -> Tensor:
         """One step of the cell, rounded."""
+        if tokens.shape[1] != self.cell.input_size:
+            raise HeadcountError(
+                f"the cell takes {self.cell.input_size} numbers a token, the task has {tokens.shape[1]}",
+                fix="build it for d' + q + 1 inputs",
+            )
         scaled = torch.cat([tokens[:, : self.dim], tokens[:, self.dim :] / self.tokens], dim=1)
         return self._round(self.cell(scaled.to(state.dtype), state))
 

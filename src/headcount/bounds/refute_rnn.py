@@ -59,7 +59,8 @@ class _Reader:
 
 def _collisions(states: Tensor) -> list[tuple[int, int]]:
     """Pairs of rows that are equal, one pair for each repeated state."""
-    rows = np.ascontiguousarray(states.detach().double().cpu().numpy())
+    wide = states.detach().double() if states.is_floating_point() else states.long()
+    rows = np.ascontiguousarray(wide.cpu().numpy())
     # Sorted by a random linear hash of the bits (wrapping), then compared: fast, and never a false pair.
     factors = numpy_generator(0, "bounds", "state hash").integers(-(2**63), 2**63, rows.shape[1]) | 1
     order = np.argsort(rows.view(np.int64) @ factors, kind="stable")

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from headcount import tasks
 from headcount.bounds import refute_attention, refute_mlp, refute_rnn
-from headcount.bounds.pbit import PBitAttention
 from headcount.bounds.portable import describe, rebuild
 from headcount.bounds.recurrent import RecurrentNet
 from headcount.bounds.witness import Refutation, Run, Witness, measure
@@ -130,7 +129,7 @@ def _read(path: Path) -> tuple[Record, dict[str, Tensor]]:
 
 def run_of(model: Any, task: Task) -> Run:
     """How to run each kind of model on batches of the task."""
-    if isinstance(model, PBitAttention):
+    if isinstance(model, refute_attention.EmbeddedUnit):
         return refute_attention.make_run(model, task.tokens)
     if not isinstance(task, QSA):
         raise HeadcountError(f"a {type(model).__name__} is not run on {task.name}", fix="use the task qsa")

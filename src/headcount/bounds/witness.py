@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headcount.bounds.registry import get
+from headcount.errors import HeadcountError
 from headcount.tasks import Task
 
 Inputs = Mapping[str, NDArray[Any]]
@@ -53,6 +54,11 @@ def measure(task: Task, run: Run, first: Inputs, second: Inputs, token: int) -> 
     """Run the model on both inputs, as one batch, and solve the task on both."""
     both = task.batch(**{name: np.stack([first[name], second[name]]) for name in first})
     outputs = np.asarray(run(both.inputs), dtype=np.float64)
+    if task.answer == "vector" and outputs.shape != both.targets.shape:
+        raise HeadcountError(
+            f"the model gives outputs of shape {outputs.shape[1:]}, not {both.targets.shape[1:]}",
+            fix="build it for this task",
+        )
     distances = [
         float(np.linalg.norm(np.asarray(pair[0], dtype=np.float64) - np.asarray(pair[1], dtype=np.float64)))
         for pair in (outputs[:, token], both.targets[:, token])
