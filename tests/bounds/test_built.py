@@ -29,7 +29,7 @@ def test_logits_are_exact_for_every_subset(n: int, q: int, p: int) -> None:
     for token in range(n):
         digits = [digit for number in built.key(token) for digit in number]
         assert all(-(2 ** (p - 1)) < digit < 2 ** (p - 1) for digit in digits)
-        assert len(digits) + 2 * built.limbs(2**built.fraction) <= built.embedding_dim
+        assert len(digits) + 2 * built.limbs(built.fraction + 1) <= built.embedding_dim
 
 
 @pytest.mark.parametrize(("n", "q", "p", "epsilon"), [(12, 3, 4, 0.05), (64, 8, 16, 0.03), (200, 4, 2, 1e-6)])
@@ -92,3 +92,15 @@ def test_the_histogram_needs_bits_for_the_tokens(n: int) -> None:
     assert built.embedding_dim == histogram_layer(n, n + 1, built.needs_bits).embedding_dim == n + 1
     with pytest.raises(HeadcountError, match="do not show one token"):
         histogram_layer(n, n + 1, built.needs_bits - 1)
+
+
+def test_large_sizes_take_no_time_and_no_exact_powers() -> None:
+    sizes = Sizes(tokens=10**6, sparsity=20_000, dim=8, precision_bits=16)
+    whole, digits, one_hot = built_qsa(sizes)
+    # 2q numbers of up to 2q log2(N/2) bits.
+    assert whole.needs_bits == pytest.approx(40_000 * math.log2(5e5), rel=1e-3)
+    # Coefficients: half of that on average, and log2 C(2q, k), which add up to (2q)^2 / (2 ln 2).
+    coefficients = 40_000 * whole.needs_bits / 2 + 40_000**2 / (2 * math.log(2))
+    assert digits.embedding_dim == pytest.approx(coefficients / 15, rel=0.01)
+    assert one_hot.embedding_dim == 10**6 + 8 * 2  # values of 2^-18: two digits
+    assert smallest_built([whole, digits, one_hot], 16) == one_hot.embedding_dim

@@ -36,7 +36,7 @@ def test_qsa_says_what_is_impossible_and_what_is_built(capsys: pytest.CaptureFix
     assert rows["qsa-radon"]["value"] == 8 + 2 * 8
     assert got["impossible_below_embedding_dim"] == 5 < got["impossible_below_under_hypotheses"] == 24
     assert got["built_embedding_dim"] == 99
-    assert [row["id"] for row in got["built"]] == ["qsa-polytope", "qsa-polytope in digits"]
+    assert [row["id"] for row in got["built"]] == ["qsa-polytope", "qsa-polytope in digits", "one-hot keys"]
     code, out, _ = run(capsys, "bound", "qsa", *sizes)
     assert code == 0 and "impossible below embedding dimension 5" in out and "99" in out
 

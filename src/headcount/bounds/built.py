@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from headcount.bounds.base import Sizes
@@ -76,30 +77,36 @@ class LimbPolytope:
         rest = self.tokens - self.sparsity
         return math.log(4 * rest / (self.sparsity * self.epsilon)) if rest else 1.0
 
-    def limbs(self, largest: int) -> int:
-        """Digits of a number of at most this size."""
-        return -(-largest.bit_length() // (self.precision_bits - 1))
+    def limbs(self, bits: int) -> int:
+        """Digits of a number of so many bits."""
+        return -(-bits // (self.precision_bits - 1))
 
-    def _key_limbs(self) -> list[int]:
-        half = self.tokens - 1 - self.middle
-        return [self.limbs(half**k) for k in range(1, 2 * self.sparsity + 1)]
+    @cached_property
+    def _key_bits(self) -> list[int]:
+        """Bits of t, t^2, ..., t^(2q)."""
+        half = max(1, self.tokens - 1 - self.middle)
+        return [_bits_below(k * math.log2(half)) for k in range(1, 2 * self.sparsity + 1)]
 
-    def _query_limbs(self) -> list[int]:
-        half, degree = self.tokens - 1 - self.middle, 2 * self.sparsity
-        return [self.limbs(math.comb(degree, k) * half ** (degree - k)) for k in range(1, degree + 1)]
+    @cached_property
+    def _query_bits(self) -> list[int]:
+        """Bits of the coefficients of t, ..., t^(2q)."""
+        half, degree = max(1, self.tokens - 1 - self.middle), 2 * self.sparsity
+        return [
+            _bits_below(_log2_binomial(degree, k) + (degree - k) * math.log2(half))
+            for k in range(1, degree + 1)
+        ]
 
     @property
     def undivided_bits(self) -> int:
         """Bits, with the sign, of the longest number: with so many a digit is a whole number."""
-        half, degree = self.tokens - 1 - self.middle, 2 * self.sparsity
-        coefficients = [math.comb(degree, k) * half ** (degree - k) for k in range(1, degree + 1)]
-        return 1 + max(half**degree, *coefficients, 2**self.fraction).bit_length()
+        return 1 + max(*self._key_bits, *self._query_bits, self.fraction + 1)
 
     @property
     def embedding_dim(self) -> int:
         """m: digits of the wider vector."""
-        values = self.dim * self.limbs(2**self.fraction)
-        return max(values + sum(self._key_limbs()), sum(self._query_limbs()))
+        values = self.dim * self.limbs(self.fraction + 1)
+        keys, queries = (sum(map(self.limbs, bits)) for bits in (self._key_bits, self._query_bits))
+        return max(values + keys, queries)
 
     def _digits(self, number: int, count: int) -> list[int]:
         """Digits, the lowest first, all with the number's sign."""
@@ -118,7 +125,7 @@ class LimbPolytope:
     def key(self, token: int) -> list[list[int]]:
         """The p-bit digits of t, t^2, ..., t^(2q)."""
         t = token - self.middle
-        return [self._digits(t**k, count) for k, count in enumerate(self._key_limbs(), start=1)]
+        return [self._digits(t**k, self.limbs(b)) for k, b in enumerate(self._key_bits, start=1)]
 
     def query(self, subset: Sequence[int]) -> list[list[int]]:
         """The p-bit digits of the coefficients 1..2q of -prod (t - t_j)^2."""
@@ -128,7 +135,8 @@ class LimbPolytope:
             for _ in range(2):
                 shifted = [0, *coefficients]
                 coefficients = [a - root * b for a, b in zip(shifted, [*coefficients, 0], strict=True)]
-        return [self._digits(c, n) for c, n in zip(coefficients[1:], self._query_limbs(), strict=True)]
+        numbers = zip(coefficients[1:], self._query_bits, strict=True)
+        return [self._digits(number, self.limbs(bits)) for number, bits in numbers]
 
     def logits(self, subset: Sequence[int]) -> list[int]:
         """<query, key> of every token, exact; scaled by ``alpha`` only in the softmax."""
@@ -149,20 +157,34 @@ class LimbPolytope:
         return [sum(w * v[c] for w, v in zip(weights, values, strict=True)) / total for c in columns]
 
     def _value(self, entry: float) -> list[int]:
-        return self._digits(round(entry * 2**self.fraction), self.limbs(2**self.fraction))
+        return self._digits(round(entry * 2**self.fraction), self.limbs(self.fraction + 1))
+
+
+def _bits_below(log2: float) -> int:
+    """Bits enough for every integer up to 2^log2; the slack covers the rounding of float64 logarithms."""
+    return math.floor(log2 + 1e-9 * (1 + log2)) + 1
+
+
+def _log2_binomial(n: int, k: int) -> float:
+    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
 
 
 def built_qsa(sizes: Sizes) -> list[Built]:
-    """What solves qSA at these sizes: the polytope in whole numbers, and in p-bit digits if p is given."""
+    """What solves qSA at these sizes: the polytope whole and in p-bit digits, and one-hot keys.
+
+    One-hot keys need no more than 2 bits for keys and queries: key j is the j-th unit vector, the query the
+    indicator of the subset, the logit 1 on it and 0 off it. Their values take digits as the polytope's do.
+    """
     n, q, dim = sizes.need("tokens"), sizes.need("sparsity"), sizes.need("dim")
     epsilon, p = sizes.epsilon or 1 / (4 * q), sizes.precision_bits
-    bits = LimbPolytope(n, q, dim, 2, epsilon).undivided_bits
+    whole = LimbPolytope(n, q, dim, 2, epsilon)
     exact = "exact arithmetic after the embedding"
-    rows = [Built("qsa-polytope", dim + 2 * q, bits, exact)]
-    if p is not None and 2 <= p < bits:
-        rows.append(
-            Built("qsa-polytope in digits", LimbPolytope(n, q, dim, p, epsilon).embedding_dim, p, exact)
-        )
+    rows = [Built("qsa-polytope", dim + 2 * q, whole.undivided_bits, exact)]
+    if p is not None and p >= 2:
+        digits = LimbPolytope(n, q, dim, p, epsilon)
+        if p < whole.undivided_bits:
+            rows.append(Built("qsa-polytope in digits", digits.embedding_dim, p, exact))
+        rows.append(Built("one-hot keys", n + dim * digits.limbs(digits.fraction + 1), p, exact))
     return rows
 
 
