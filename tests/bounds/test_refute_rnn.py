@@ -65,7 +65,6 @@ class Register(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
-        self.unused = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     @property
     def state_bits(self) -> int:
