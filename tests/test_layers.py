@@ -17,8 +17,8 @@ LAYERS = {
     "progress": 0,
     "tasks": 1,
     "attention": 1,
-    "bounds": 1,
     "pretrained": 1,
+    "bounds": 2,  # refutations and protocols ask the tasks for their targets
     "constructions": 2,
     "allocation": 2,
     "models": 2,
