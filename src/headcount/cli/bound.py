@@ -89,6 +89,9 @@ def qsa(
     modulus: Modulus = None,
     heads: Heads = 1,
     epsilon: Epsilon = None,
+    build: Annotated[
+        bool, typer.Option("--build", help="Also build the constructions of `headcount construct`; seconds.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Sparse averaging: which embedding dimension is impossible below, and which is built above.
@@ -108,7 +111,23 @@ def qsa(
         epsilon=epsilon,
     )
     tasks = ("qsa",) if modulus is None else ("qsa", "match3")
-    _answer("qsa", tasks, sizes, built_qsa(sizes), as_json)
+    _answer("qsa", tasks, sizes, built_qsa(sizes) + (_constructed(sizes) if build else []), as_json)
+
+
+def _constructed(sizes: Sizes) -> list[Built]:
+    """What the constructions' own certificates say, every operation rounded."""
+    from headcount import constructions
+    from headcount.bounds.built import Built
+
+    rows = []
+    given = {name: sizes.need(name) for name in ("tokens", "sparsity", "dim")}
+    epsilon = sizes.epsilon or 1 / (4 * given["sparsity"])
+    for name in ("qsa-polytope", "qsa-certificate"):
+        certificate = constructions.build(name, **given, epsilon=epsilon).certificate
+        arithmetic = "every operation rounded (headcount construct)"
+        dim, bits = certificate.embedding_dim, certificate.bits
+        rows.append(Built(name, dim, bits, arithmetic, certificate.guarantee))
+    return rows
 
 
 @bound.command()
@@ -190,8 +209,8 @@ def _answer(task: str, tasks: tuple[str, ...], sizes: Sizes, built: list[Built],
     p = sizes.precision_bits
     for b in built:
         short = "" if p is None or b.needs_bits <= p else f", more than the {p} given"
-        arithmetic = f"{b.needs_bits} bits{short}; {b.arithmetic}"
-        show(f"built at embedding dimension {b.embedding_dim}: {b.id}, {arithmetic}")
+        limits = f"{b.needs_bits} bits{short}; {b.arithmetic}; {b.guarantee}"
+        show(f"built at embedding dimension {b.embedding_dim}: {b.id}, {limits}")
 
 
 def _table(answers: list[BoundValue]) -> Table:
