@@ -142,7 +142,8 @@ def match3(
     from headcount.bounds import Sizes
     from headcount.bounds.built import built_match3
 
-    sizes = Sizes(tokens=tokens, modulus=modulus or tokens + 1, precision_bits=precision_bits, heads=heads)
+    modulus = tokens + 1 if modulus is None else modulus
+    sizes = Sizes(tokens=tokens, modulus=modulus, precision_bits=precision_bits, heads=heads)
     _answer("match3", ("match3",), sizes, built_match3(sizes), as_json)
 
 
