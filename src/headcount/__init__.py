@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headcount import bounds as bounds
+    from headcount import constructions as constructions
     from headcount import tasks as tasks
     from headcount.bounds.dispatch import refute as refute
 
 __version__ = "0.1.0.dev0"
 
-_MODULES = ("bounds", "tasks")
+_MODULES = ("bounds", "constructions", "tasks")
 _FUNCTIONS = {"refute": "headcount.bounds.dispatch"}
 
 
