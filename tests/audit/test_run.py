@@ -77,8 +77,8 @@ def test_a_killed_audit_goes_on_to_the_same_bytes(metric: str, tmp_path: Path) -
         torch.set_num_threads(1)
         from conftest import tiny_model, tiny_tokens
         import headcount
-        import headcount.audit.run as run
-        run.CHECKPOINT_SECONDS, run.BATCH_TOKENS = 0.0, 48
+        import headcount.audit.gather as gather
+        gather.CHECKPOINT_SECONDS, gather.BATCH_TOKENS = 0.0, 48
         out, after = sys.argv[1], int(sys.argv[2])
 
         def progress(stage, done, total):
