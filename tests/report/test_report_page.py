@@ -195,6 +195,6 @@ def test_what_a_model_writes_like_the_first_one_is_set_apart() -> None:
         dataclasses.replace(model, sample=sample) for model, sample in zip(view.evaluation.models, said, strict=True)
     )
     text = render(dataclasses.replace(view, evaluation=dataclasses.replace(view.evaluation, models=models)))
-    assert "<pre>one two three</pre>" in text
-    assert '<pre><span class="same">one two </span>four</pre>' in text
-    assert '<pre><span class="same">one two three</span></pre>' in text
+    assert "<pre>\none two three</pre>" in text
+    assert '<pre>\n<span class="same">one two </span>four</pre>' in text
+    assert '<pre>\n<span class="same">one two three</span></pre>' in text

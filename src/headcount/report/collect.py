@@ -26,7 +26,7 @@ from headcount.report.view import (
     ReportView,
     TextView,
 )
-from headcount.report.words import clean, display_name, without_paths
+from headcount.report.words import clean, display_name, metric_name, without_paths
 
 PACKAGES = ("headcount", "torch", "transformers", "tokenizers", "numpy", "plotly")
 """Whose versions a report names, with Python's own."""
@@ -244,4 +244,4 @@ def _how(plan: PlanView | None) -> str:
     if plan is None:
         return ""
     repair = {True: ", repaired", False: ", not repaired", None: ""}
-    return f"form {plan.form}, {plan.allocator} ranks, {plan.metric} metric{repair[plan.repaired]}"
+    return f"form {plan.form}, {plan.allocator} ranks, {metric_name(plan.metric)}{repair[plan.repaired]}"

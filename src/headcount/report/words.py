@@ -29,6 +29,15 @@ ENERGY_UNITS = {"fisher": "nats per token", "output": "relative squared error", 
 SIDES = {"keys": "keys before rotation", "rotated_keys": "keys after rotation", "values": "values"}
 
 
+def metric_name(metric: str) -> str:
+    """A metric's name in a sentence.
+
+    >>> metric_name("fisher"), metric_name("output")
+    ('Fisher metric', 'output metric')
+    """
+    return f"{'Fisher' if metric == 'fisher' else metric} metric"
+
+
 def side_name(side: str, rotary: bool) -> str:
     """A side in words; without a rotary embedding there is one kind of keys."""
     return "keys" if side == "keys" and not rotary else SIDES[side]
@@ -173,7 +182,9 @@ def attention_words(audit: AuditView) -> str:
 
 def plan_words(plan: PlanView) -> str:
     """A few words that tell the plans of one model apart."""
-    return f"{plan.form}, {plan.allocator} ranks, {plan.metric} metric, {100 * plan.cache_ratio:.0f}% of the cache"
+    return (
+        f"{plan.form}, {plan.allocator} ranks, {metric_name(plan.metric)}, {100 * plan.cache_ratio:.0f}% of the cache"
+    )
 
 
 def done_words(audit: AuditView, plan: PlanView | None) -> str:
@@ -205,7 +216,7 @@ def prediction_words(plan: PlanView, evaluation: EvaluationView | None, model: M
     """How the prediction and the measurement compare, without making either look better."""
     if plan.predicted_loss_increase is None:
         return (
-            f"The {plan.metric} metric does not know what a direction is worth in loss, "
+            f"The {metric_name(plan.metric)} does not know what a direction is worth in loss, "
             "so there is no predicted curve; only the Fisher metric gives one."
         )
     said = f"Predicted for this plan: {significant(plan.predicted_loss_increase)} nats per token"

@@ -26,8 +26,8 @@
     const entries = data.filter((trace) => trace.showlegend !== false && trace.name && trace.type !== "heatmap").length;
     if (entries > 1 && place.clientWidth < 600) {
       // One entry a line: give the legend room of its own instead of the plot's.
-      layout.height += 22 * entries;
-      layout.legend.maxheight = 22 * entries + 20;
+      layout.height += 30 * entries;
+      layout.legend.maxheight = 30 * entries + 10;
     }
     place.style.minHeight = `${layout.height}px`;
     if (coarse.matches) layout.dragmode = false; // a finger scrolls the page
