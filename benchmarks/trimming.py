@@ -30,6 +30,7 @@ PUBLIC = [
     for cache in (0.5, 0.75)
     for form in ("fast", "small")
 ]
+ROWS = {"repaired": REPAIRED, "allocators": ALLOCATORS, "public": PUBLIC}
 
 
 def main() -> None:
@@ -38,19 +39,27 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--out", type=Path, default=Path("headcount-runs/demo"))
     parser.add_argument("--decode", default="8x4096")
+    parser.add_argument("--windows", type=int, default=12, help="windows of each kind of text")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     options = parser.parse_args()
     opened = open_model(options.model)
-    choices = [*REPAIRED, *ALLOCATORS, *PUBLIC]
+    choices = [choice for row in options.rows for choice in ROWS[row]]
     with progress_bars() as progress:
         made = [make_trimmed(opened, options.out, choice, progress=progress) for choice in choices]
         models = [model for _, _, model in made]
         quality = evaluate(
-            [opened, *models], decode=None, sample_prompt=None, out=options.out / "table-quality", progress=progress
+            [opened, *models],
+            windows=options.windows,
+            decode=None,
+            sample_prompt=None,
+            out=options.out / f"table-quality-{options.windows}-{'-'.join(options.rows)}",
+            progress=progress,
         )
         for choice, (_, planned, _), row in zip(choices, made, summary_json(quality)["models"][1:], strict=True):
             print(row_text(choice, planned.record.predicted_loss_increase, row), flush=True)
-        halves = [opened, *models[:2]]
-        speed = evaluate(halves, windows=1, decode=options.decode, out=options.out / "table-speed", progress=progress)
+        speed = evaluate(
+            [opened, *models[:2]], windows=1, decode=options.decode, out=options.out / "table-speed", progress=progress
+        )
     for model in summary_json(speed)["models"]:
         print(
             f"{model['name']}: decode {model['decode_tokens_per_s']:.1f} tokens/s"

@@ -19,7 +19,7 @@ LAYERS = {
     "tasks": 1,
     "attention": 1,
     "pretrained": 1,
-    "bounds": 2,
+    "bounds": 2,  # refutations and protocols ask the tasks for their targets
     "constructions": 2,
     "allocation": 2,
     "models": 2,

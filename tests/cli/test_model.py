@@ -105,7 +105,7 @@ def test_bad_plans(audited: Path, arguments: list[str], says: str, capsys: pytes
     assert not place.exists()
 
 
-def test_bad_audits(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_audits(tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "never"
     for name, content, says in (
         ("empty.txt", b"", "is empty"),
@@ -119,10 +119,13 @@ def test_bad_audits(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     one_line(capsys, "0 tokens")
     assert run("audit", tmp_path / "nowhere", "--out", out) == 2
     one_line(capsys, "nowhere")
-    assert run("audit", tiny_folder, "--metric", "other", "--out", out) == 2
+    assert run("audit", tiny_folder, *AUDIT, text, "--metric", "other", "--out", out) == 2
     one_line(capsys, "unknown metric")
     assert run("audit", tiny_folder, "--device", "nonsense", "--out", out) == 2
     one_line(capsys, "nonsense")
+    assert run("audit", tiny_folder, "--out", out) == 2
+    one_line(capsys, "a context of 512", "128 positions")
+    assert not out.exists()
 
 
 def test_plans_that_were_tampered_with(

@@ -60,6 +60,13 @@ def written_tokens(
     tokenizer = opened.tokenizer
     if tokenizer is None:
         raise HeadcountError(f"{opened.name} has no tokenizer to read text with", fix="pass tokens instead")
+    longest = getattr(opened.model.config, "max_position_embeddings", None)
+    if longest is not None and context > longest:
+        raise HeadcountError(
+            f"a context of {context} tokens is beyond the model's {longest} positions", fix="choose a smaller --context"
+        )
+    if context < 2:
+        raise HeadcountError(f"a context of {context} tokens is too short", fix="choose a larger --context")
     if texts:
         docs = [read_file(Path(text)) for text in texts]
         most = sum(_wanted(kind, scale, context) for kind in KEPT_WINDOWS)
