@@ -9,7 +9,10 @@ import pytest
 
 from headcount.pretrained.register import register_trimmed
 
-KNOWN = "from transformers import AutoConfig; assert AutoConfig.for_model('headcount_gpt2').model_type"
+KNOWN = (
+    "from transformers import AutoConfig, AutoModelForCausalLM; "
+    "assert AutoConfig.for_model('headcount_gpt2').model_type"
+)
 
 
 def test_registering_again_changes_nothing() -> None:
