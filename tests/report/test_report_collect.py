@@ -75,6 +75,22 @@ def test_without_timing_there_is_no_speed() -> None:
     assert {measure.group for measure in view.measures} == {"Perplexity", "Against tiny", "Cache, parameters, memory"}
 
 
+@pytest.mark.parametrize(
+    ("peaks_mib", "compared"), [((400, 200, 300), True), ((0, 1, 2), False), ((400, 200, 3), False)]
+)
+def test_memory_is_compared_only_where_it_is_more_than_noise(peaks_mib: tuple[int, ...], compared: bool) -> None:
+    found = tiny_run().evaluation
+    assert found.timing is not None
+    models = [
+        model.model_copy(update={"peak_memory_bytes": peak * 2**20})
+        for model, peak in zip(found.timing.models, peaks_mib, strict=True)
+    ]
+    view = evaluation_view(found.record, found.timing.model_copy(update={"models": models}))
+    (memory,) = [measure for measure in view.measures if measure.label.startswith("Peak memory")]
+    assert memory.values == tuple(peak * 2**20 for peak in peaks_mib)
+    assert memory.compared is compared
+
+
 def test_kinds_are_grouped_by_what_statistics_really_came_from() -> None:
     """The evaluation only knows the default kinds; the audit knows what it was made on."""
     record = tiny_run().evaluation.record

@@ -5,7 +5,10 @@ from __future__ import annotations
 from headcount.evaluate.record import EvaluationRecord, ModelRecord, TimingRecord
 from headcount.evaluate.result import geometric_mean, speeds
 from headcount.report.view import GROUPS, Measure
-from headcount.report.words import display_name, listed
+from headcount.report.words import display_name, listed, size
+
+MEMORY_NOISE_BYTES = 16 * 2**20
+"""Peaks of a process below this say nothing: memory that it freed before is taken again without a trace."""
 
 
 def measures(record: EvaluationRecord, timing: TimingRecord | None = None) -> tuple[Measure, ...]:
@@ -74,7 +77,9 @@ def _cost(record: EvaluationRecord, timing: TimingRecord | None) -> list[Measure
     ]
     if timing:
         peaks = tuple(float(model.peak_memory_bytes) for model in timing.models)
-        found.append(Measure(title, "Peak memory beyond the weights", "peak\nmemory", "", peaks, "bytes", "lower"))
+        compared = min(peaks) >= MEMORY_NOISE_BYTES
+        label = "Peak memory beyond the weights"
+        found.append(Measure(title, label, "peak\nmemory", "", peaks, "bytes", "lower", compared))
     return found
 
 
@@ -140,5 +145,8 @@ def notes(record: EvaluationRecord, timing: TimingRecord | None = None) -> tuple
         )
         if timing.decode_note:
             found.append(f"Asked for {timing.decode_asked}, measured at {timing.decode}: {timing.decode_note}")
-        found.append(f"Peak memory: to fill the cache and decode two steps ({timing.memory_method}).")
+        found.append(
+            f"Peak memory: to fill the cache and decode two steps ({timing.memory_method}). Below "
+            f"{size(MEMORY_NOISE_BYTES)} it is noise, since memory that was freed before counts as free."
+        )
     return tuple(found)
