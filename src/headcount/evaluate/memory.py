@@ -3,13 +3,16 @@
 On CUDA the allocator's own counter. Elsewhere the process's resident set: on Linux the kernel's high-water mark
 (``VmHWM``), which a 5 written to ``/proc/self/clear_refs`` sets back to the present size; where there is no
 such file, or it may not be written, a thread that looks every 2 ms. The resident set counts every thread of
-the process, and memory that was freed but not yet given back at the start does not count again, so treat
-differences below some MiB as noise.
+the process, and only pages that were written to. Memory that was freed but is still held by the allocator at the
+start would not count again, so it is given back first where the C library can (glibc); treat differences below
+some MiB as noise.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +41,8 @@ def peak_memory(call: Callable[[], Result], device: torch.device) -> tuple[Resul
     >>> peak_bytes > 0.9 * 4 * 2**24
     True
     """
+    if device.type != "cuda":
+        _give_back()
     method = method_for(device)
     if method == "cuda":
         torch.cuda.synchronize(device)
@@ -61,6 +66,13 @@ def _status(field: str) -> int | None:
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def _give_back() -> None:
+    """Return what is free to the system, so that using it again shows."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _by_high_water(call: Callable[[], Result]) -> tuple[Result, int]:

@@ -95,12 +95,12 @@ def _read(logits: torch.Tensor, labels: torch.Tensor) -> _Read:
 
 
 def _divergence(p_logits: torch.Tensor, p: _Read, q_logits: torch.Tensor, q: _Read) -> float:
-    """Sum over tokens of KL(p || q) in nats."""
-    total = 0.0
+    """Sum over tokens of KL(p || q) = sum_v p(v) (a(v) - b(v)) + log sum exp b - log sum exp a, for logits a and b."""
+    total = float((q.log_total - p.log_total).sum())
     for columns in _slices(p_logits):
-        log_p = p_logits[..., columns].double() - p.log_total.unsqueeze(-1)
-        log_q = q_logits[..., columns].double() - q.log_total.unsqueeze(-1)
-        total += float((log_p.exp() * (log_p - log_q)).sum())
+        a = p_logits[..., columns].double()
+        gap = a - q_logits[..., columns].double()
+        total += float(a.sub_(p.log_total.unsqueeze(-1)).exp_().mul_(gap).sum())
     return total
 
 
