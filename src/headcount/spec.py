@@ -13,6 +13,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from headcount.errors import HeadcountError
+
 Form = Literal["dense", "fast", "small"]
 """How keys and values are cached.
 
@@ -58,6 +60,8 @@ class LayerSpec(BaseModel):
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is no multiple of n_kv_heads {self.n_kv_heads}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1, not {self.window}")
         if not 0 <= self.rotary_dim <= self.qk_dim:
             raise ValueError(f"rotary_dim {self.rotary_dim} is outside [0, qk_dim {self.qk_dim}]")
         if self.form == "dense":
@@ -185,6 +189,8 @@ class ModelSpec(BaseModel):
 
     def cache_bytes_per_token(self, dtype: str = "float32") -> int:
         """Bytes cached for one token, all layers, while it is inside every window."""
+        if dtype not in DTYPE_BYTES:
+            raise HeadcountError(f"unknown dtype {dtype!r} for a cache", fix=f"use one of {', '.join(DTYPE_BYTES)}")
         return self.cache_numbers_per_token * DTYPE_BYTES[dtype]
 
     def attention_flops_per_token(self, context: int) -> int:

@@ -55,6 +55,8 @@ class Family:
     causal: bool = True
     attention_is_normed: bool = False
     """The attention's output passes a norm before it joins the residual stream."""
+    gguf: str | None = None
+    """What GGUF files call the family (``general.architecture``); ``None``: not read from GGUF."""
 
     @property
     def trimmable(self) -> bool:
@@ -105,12 +107,12 @@ def _llama_like(model_type: str, name: str, **options: Any) -> Family:
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        _llama_like("llama", "Llama"),
+        _llama_like("llama", "Llama", gguf="llama"),
         _llama_like("mistral", "Mistral"),
-        _llama_like("qwen2", "Qwen2"),
-        _llama_like("qwen3", "Qwen3", qk_norm=True),
-        _llama_like("gemma3_text", "Gemma 3 text", qk_norm=True, attention_is_normed=True),
-        Family("gpt2", "GPT-2", "h", "attn", "attn.c_proj", _gpt2, rotary=False),
+        _llama_like("qwen2", "Qwen2", gguf="qwen2"),
+        _llama_like("qwen3", "Qwen3", qk_norm=True, gguf="qwen3"),
+        _llama_like("gemma3_text", "Gemma 3 text", qk_norm=True, attention_is_normed=True, gguf="gemma3"),
+        Family("gpt2", "GPT-2", "h", "attn", "attn.c_proj", _gpt2, rotary=False, gguf="gpt2"),
         Family("gpt_neox", "GPT-NeoX", "layers", "attention", "attention.dense", _gpt_neox),
         Family(
             "bert",
@@ -131,7 +133,15 @@ TRIMMED_PREFIX = "headcount_"
 
 def family_of(config: PreTrainedConfig) -> Family:
     """The row of a model's family; an unknown one is refused by name, with the list."""
-    model_type = getattr(config, "model_type", None) or "unknown"
+    return family_of_type(getattr(config, "model_type", None) or "unknown")
+
+
+def family_of_type(model_type: str) -> Family:
+    """The row of a model type, a trimmed one's included.
+
+    >>> family_of_type("headcount_gpt2").name
+    'GPT-2'
+    """
     family = FAMILIES.get(model_type.removeprefix(TRIMMED_PREFIX))
     if family is None:
         known = ", ".join(f"{row.name} ({row.model_type})" for row in FAMILIES.values())

@@ -8,6 +8,7 @@ the model itself: its own forward is run with each layer replaced by a recorder 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from headcount.errors import HeadcountError
 from headcount.pretrained.families import Family, base_model, layers_of
-from headcount.store import require_space
+from headcount.store import require_space, write_atomic
+
+_ZEROS = 2**24
 
 
 class LayerCall(NamedTuple):
@@ -74,18 +78,29 @@ def run_layer(layer: nn.Module, stream: torch.Tensor, call: LayerCall) -> torch.
 
 
 class StreamFile:
-    """The residual stream of all windows in a file: (windows, tokens, hidden), read and written by rows."""
+    """The residual stream of all windows in a file: (windows, tokens, hidden), read and written by rows.
+
+    An existing file is gone on with; one of another size is refused. The disk's room is had when the file is made:
+    a disk that fills up under a memory-mapped file would end the process without a word.
+    """
 
     def __init__(self, path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
         size = shape[0] * shape[1] * shape[2]
+        size_bytes = size * dtype.itemsize
         if not path.exists():
-            require_space(path.parent, size * torch.empty((), dtype=dtype).element_size())
+            require_space(path.parent, size_bytes)
+            write_atomic(path, lambda place: _allocate(place, size_bytes))
+        elif path.stat().st_size != size_bytes:
+            raise HeadcountError(
+                f"{path} has {path.stat().st_size:,} bytes, not the {size_bytes:,} of {shape} {dtype}",
+                fix="remove it, or choose another --out",
+            )
         self.path = path
         self.rows = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
 
     def read(self, rows: slice, device: torch.device) -> torch.Tensor:
-        """Some windows, on ``device``."""
-        return self.rows[rows].to(device)
+        """A copy of some windows on ``device``: what is done to it does not reach the file."""
+        return self.rows[rows].to(device, copy=True)
 
     def write(self, rows: slice, stream: torch.Tensor) -> None:
         """Put windows in their place."""
@@ -95,3 +110,13 @@ class StreamFile:
 def batches_of(count: int, size: int) -> list[slice]:
     """Slices of at most ``size`` windows that cover ``count``."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _allocate(place: Path, size_bytes: int) -> None:
+    """Make a file of zeros that has its room on the disk."""
+    with place.open("rb+") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+        else:  # macOS
+            for start in range(0, size_bytes, _ZEROS):
+                file.write(bytes(min(_ZEROS, size_bytes - start)))

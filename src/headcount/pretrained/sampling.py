@@ -17,7 +17,7 @@ from headcount.progress import Progress, silent
 from headcount.seeds import torch_generator
 from headcount.store import digest, read_tensors, write_tensors
 
-BATCH_WINDOWS = 20
+BATCH_WINDOWS = 40
 """Windows sampled at once; finished batches are kept, so that a killed run goes on."""
 
 
@@ -43,7 +43,7 @@ def sample_blocks(
     """Sample ``count`` windows of ``context`` tokens at temperature 1, each from the start token.
 
     Sampling goes on past end-of-sequence tokens: what follows is the model's idea of a next text. With ``folder``,
-    finished batches are kept there and reused.
+    finished batches are kept there and reused. The returned ids are (count, context), int64, on the CPU.
     """
     first = start_token(tokenizer)
     parts = []
@@ -51,7 +51,7 @@ def sample_blocks(
         size = min(BATCH_WINDOWS, count - start)
         kept = folder / f"self-{number:03d}.safetensors" if folder is not None else None
         if kept is not None and kept.is_file():
-            parts.append(read_tensors(kept)["ids"].long())
+            parts.append(_reuse(kept, (size, context)))
             continue
         generator = torch_generator(seed, "self", number, device=model.device)
         cache = DynamicCache(config=model.config)
@@ -59,8 +59,12 @@ def sample_blocks(
         tokens = [token]
         for step in range(context - 1):
             progress("sample", start * context + step * size, count * context)
-            logits = model(token, past_key_values=cache, use_cache=True).logits[:, -1]
-            token = torch.multinomial(logits.float().softmax(-1), 1, generator=generator)
+            logits = model(token, past_key_values=cache, use_cache=True).logits[:, -1].float()
+            if not bool(logits.isfinite().all()):
+                raise HeadcountError(
+                    f"the model's logits are not finite after {step + 1} tokens", fix="use --dtype float32, or check it"
+                )
+            token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
             tokens.append(token)
         ids = torch.cat(tokens, 1).cpu()
         if kept is not None:
@@ -69,3 +73,12 @@ def sample_blocks(
     progress("sample", count * context, count * context)
     ids = torch.cat(parts)
     return Blocks("self", ids, digest(ids.numpy().tobytes()))
+
+
+def _reuse(kept: Path, shape: tuple[int, int]) -> torch.Tensor:
+    """A finished batch of this very run."""
+    ids = read_tensors(kept).get("ids")
+    if ids is None or tuple(ids.shape) != shape:
+        found = "no ids" if ids is None else f"ids {tuple(ids.shape)}"
+        raise HeadcountError(f"{kept} has {found}, not {shape}", fix="remove it, it is sampled again")
+    return ids.long()

@@ -128,6 +128,8 @@ def read_file(path: Path) -> Document:
         raise HeadcountError(f"{path} is a folder", fix="give files to --text") from None
     except UnicodeDecodeError as error:
         raise HeadcountError(f"{path} is not UTF-8 text (byte {error.start})", fix="convert it first") from None
+    except (OSError, ValueError) as error:
+        raise HeadcountError(f"{path} cannot be read ({error})", fix="check --text") from error
     if not text.strip():
         raise HeadcountError(f"{path} is empty", fix="give a file with text")
     return Document(path.name, text)
@@ -144,11 +146,16 @@ class Blocks:
 
 
 def block_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that the tokenizer puts before any text (a beginning-of-sequence token, or none)."""
-    ids = list(tokenizer("").input_ids)
-    while ids and ids[-1] == tokenizer.eos_token_id and ids[-1] != tokenizer.bos_token_id:
-        ids.pop()
-    return ids
+    """The tokens that the tokenizer puts before any text (a beginning-of-sequence token, or none).
+
+    Seen on a text of one letter, since what a tokenizer puts behind a text (an end-of-sequence token) is no prefix.
+    """
+    whole = list(tokenizer("a").input_ids)
+    bare = list(tokenizer("a", add_special_tokens=False).input_ids)
+    for start in range(len(whole) - len(bare) + 1):
+        if bare and whole[start : start + len(bare)] == bare:
+            return whole[:start]
+    return []
 
 
 def cut_blocks(
@@ -167,10 +174,12 @@ def cut_blocks(
     """
     import torch
 
+    if count < 1:
+        raise HeadcountError(f"{count} windows of {kind} text are none", fix="ask for at least 1")
     prefix = block_prefix(tokenizer)
     stride = context - len(prefix)
     if stride < 2:
-        raise HeadcountError(f"a context of {context} tokens is too short", fix="use at least 8")
+        raise HeadcountError(f"a context of {context} tokens is too short", fix=f"use at least {len(prefix) + 2}")
     order = numpy_generator(seed, "documents", kind).permutation(len(docs))
     stream: list[int] = []
     for index in order:
@@ -187,10 +196,15 @@ def cut_blocks(
     return Blocks(kind, ids, text_digest)
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Refuse a tokenizer that has ids the model has no embedding for."""
-    vocabulary = tokenizer.get_vocab()
-    token, largest = max(vocabulary.items(), key=lambda item: item[1])
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, own: int | None = None) -> None:
+    """Refuse a tokenizer that has ids the model has no embedding for.
+
+    ``own``: how many tokens its file lists; a conversion may put a token of its own behind them that no text has.
+    """
+    ids = {token: number for token, number in tokenizer.get_vocab().items() if own is None or number < own}
+    if not ids:
+        raise HeadcountError("the tokenizer has no tokens", fix="use the tokenizer that the model was trained with")
+    token, largest = max(ids.items(), key=lambda item: item[1])
     if largest >= rows:
         raise HeadcountError(
             f"the tokenizer's token {token!r} has id {largest}, but the model has {rows} embeddings",
