@@ -28,8 +28,8 @@ BATCH_TOKENS = 1024
 """Tokens that go through a model at once: enough for full speed on a CPU."""
 LOGIT_NUMBERS = 2**27
 """Logits of one batch, at most (512 MiB in float32), unless one window has more."""
-SLICE_NUMBERS = 2**22
-"""Logits that are held in float64 at once (32 MiB)."""
+SLICE_NUMBERS = 2**18
+"""Logits that are held in float64 at once (2 MiB): what stays in a processor's cache is read 3 times faster."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ def _read(logits: torch.Tensor, labels: torch.Tensor) -> _Read:
 
 
 def _divergence(p_logits: torch.Tensor, p: _Read, q_logits: torch.Tensor, q: _Read) -> float:
-    """Sum over tokens of KL(p || q) = sum_v p(v) (a(v) - b(v)) + log sum exp b - log sum exp a, for logits a and b."""
-    total = float((q.log_total - p.log_total).sum())
+    """Sum over tokens of KL(p || q) in nats."""
+    total = 0.0
     for columns in _slices(p_logits):
-        a = p_logits[..., columns].double()
-        gap = a - q_logits[..., columns].double()
-        total += float(a.sub_(p.log_total.unsqueeze(-1)).exp_().mul_(gap).sum())
+        log_p = p_logits[..., columns].double() - p.log_total.unsqueeze(-1)
+        log_q = q_logits[..., columns].double() - q.log_total.unsqueeze(-1)
+        total += float((log_p.exp() * (log_p - log_q)).sum())
     return total
 
 
