@@ -89,6 +89,14 @@ def test_closed_forms() -> None:
     assert second.top1_agreement == 1.0, "of equal logits the first one counts"
 
 
+def test_logits_are_only_read() -> None:
+    """In float64 no copy is made on the way, so a step in place would change what later models are held against."""
+    logits = torch.tensor([0.5, 0.25, 0.125], dtype=torch.float64)
+    first, kept = Fixed(logits), logits.clone()
+    compare([first, Fixed(logits.flip(0)), Fixed(logits * 2)], torch.tensor([[0, 1, 2]]))  # type: ignore[list-item]
+    assert torch.equal(logits, kept)
+
+
 def test_infinite_logits_are_not_hidden() -> None:
     broken = Fixed(torch.tensor([0.0, math.nan, 0.0, 0.0]))
     found = compare([Fixed(torch.zeros(4)), broken], torch.tensor([[0, 1, 2]]))  # type: ignore[list-item]

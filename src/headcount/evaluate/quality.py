@@ -28,8 +28,8 @@ BATCH_TOKENS = 1024
 """Tokens that go through a model at once: enough for full speed on a CPU."""
 LOGIT_NUMBERS = 2**27
 """Logits of one batch, at most (512 MiB in float32), unless one window has more."""
-SLICE_NUMBERS = 2**22
-"""Logits that are held in float64 at once (32 MiB)."""
+SLICE_NUMBERS = 2**18
+"""Logits that are held in float64 at once (2 MiB): what stays in a processor's cache is read 3 times faster."""
 
 
 @dataclass(frozen=True)
