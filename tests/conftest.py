@@ -76,3 +76,29 @@ def tiny_tokens(windows: int = 6, context: int = 24, seed: int = 0) -> torch.Ten
 def decoder(request: pytest.FixtureRequest) -> Any:
     """A tiny random decoder of each family."""
     return tiny_model(request.param)
+
+
+def tiny_tokenizer() -> Any:
+    """A tokenizer of single characters for the tiny vocabulary, with a begin token that texts start with."""
+    import tokenizers as tk
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;()[]{}=+-*/_'\"\n#<>@"
+    words = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *letters])}
+    assert len(words) <= SMALL["vocab_size"]
+    own = tk.Tokenizer(tk.models.WordLevel(words, unk_token="<unk>"))
+    own.pre_tokenizer = tk.pre_tokenizers.Split("", "isolated")
+    own.decoder = tk.decoders.Fuse()
+    own.post_processor = tk.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=own, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
+    )
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Any) -> Any:
+    """A Llama folder as a hub would have it: safetensors, config, tokenizer."""
+    folder = tmp_path / "tiny"
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

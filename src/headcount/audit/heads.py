@@ -12,7 +12,7 @@ import torch
 
 from headcount.pretrained.capture import AttentionCall
 
-STRIDE = 8
+STRIDE = 16
 """One query in this many is looked at."""
 
 _FIELDS = ("entropy", "strongest", "first", "logit_range", "logit_peak")

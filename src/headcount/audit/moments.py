@@ -3,7 +3,7 @@
 For one *side* of a layer, all KV heads of a token stacked into one vector x of width D = n_kv_heads * dim,
 with g the gradient of the loss (or of another output, see ``passes``) at x:
 
-    C = E[x x'],   G = E[g g'],   m = E[x],
+    m = E[x],   C = E[x x'],   G = E[g g'] (its trace only),
     C_g = E[|g|^2 x x'] / E[|g|^2],   m_g = E[|g|^2 x] / E[|g|^2],   G_x = E[|x|^2 g g'] / E[|x|^2].
 
 What a map x -> x - D x costs is, to second order, 1/2 E[<g, D x>^2] = 1/2 E[tr(D' (g g') D (x x'))]. With G and C
@@ -24,7 +24,7 @@ from headcount.pretrained.capture import AttentionCall, rotation_gain, unrotate
 SIDES = ("keys", "rotated_keys", "values")
 """``keys`` before the rotary embedding, ``rotated_keys`` after it, ``values``."""
 
-_FIELDS = ("count", "weight", "mean", "weighted_mean", "C", "weighted_C", "G", "weighted_G")
+_FIELDS = ("count", "weight", "mean", "weighted_mean", "C", "weighted_C", "weighted_G")
 
 
 @dataclass
@@ -42,7 +42,6 @@ class SideMoments:
             "weighted_mean": (self.width,),
             "C": (self.width, self.width),
             "weighted_C": (self.width, self.width),
-            "G": (self.width, self.width),
             "weighted_G": (self.width, self.width),
         }
         if not self.sums:
@@ -58,7 +57,6 @@ class SideMoments:
             return
         g = g.double()
         w = g.square().sum(1)
-        self._add("G", g.T @ g)
         self._add("weight", w.sum())
         self._add("weighted_mean", w @ x)
         self._add("weighted_C", (x * w[:, None]).T @ x)

@@ -151,13 +151,17 @@ def read_moments(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(mean, second moment, metric) out of sums: (m_g, C_g, G_x), or (m, C, ``None``) for ``whitened``.
 
+    ``whitened`` is the public methods' choice, so values and keys before the rotary embedding stay about zero as they
+    have them; about the plain mean it would do far worse (LOG.md). A shift of rotated keys changes nothing.
+
     G_x is scaled to the trace of G, so that tr(G_x) tr(C_g) = E[|g|^2 |x|^2]. In ``output`` it is also divided by the
     stream's mean squared length.
     """
     prefix = f"layers.{layer}.{side}"
     count = moments[f"{prefix}.count"]
     if metric == "whitened":
-        return moments[f"{prefix}.mean"] / count, moments[f"{prefix}.C"] / count, None
+        mean = moments[f"{prefix}.mean"] / count
+        return mean if side == "rotated_keys" else torch.zeros_like(mean), moments[f"{prefix}.C"] / count, None
     weight, G = moments[f"{prefix}.weight"], moments[f"{prefix}.weighted_G"]
     if float(weight) == 0.0:  # nothing depends on this side: every direction costs nothing
         return moments[f"{prefix}.mean"] / count, moments[f"{prefix}.C"] / count, torch.zeros_like(G)

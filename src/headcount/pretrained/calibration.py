@@ -15,6 +15,7 @@ from headcount.progress import Progress, silent
 
 KEPT_WINDOWS = {"prose": 50, "code": 50, "self": 40}
 """Windows of 512 tokens of each kind that are kept: what the repair is fitted on."""
+KEPT_TOKENS = sum(KEPT_WINDOWS.values()) * 512
 COUNTED_SHARES = {"prose": 2, "code": 2, "self": 5}
 """Of the windows that statistics are gathered on, how many parts each kind has."""
 
@@ -40,6 +41,22 @@ def calibration_tokens(
         folder: where sampled text is kept, so that a killed run goes on.
         progress: told how far it is.
     """
+    found = written_tokens(opened, context=context, scale=scale, texts=texts, seed=seed)
+    return (
+        found
+        if texts
+        else found | own_tokens(opened, context=context, scale=scale, seed=seed, folder=folder, progress=progress)
+    )
+
+
+def _wanted(kind: str, scale: float, context: int) -> int:
+    return max(1, round(scale * KEPT_WINDOWS[kind] * 512 / context))
+
+
+def written_tokens(
+    opened: OpenModel, *, context: int, scale: float, texts: Sequence[Path | str], seed: int
+) -> dict[str, torch.Tensor]:
+    """The windows that need no sampling: all that can be wrong with text is found here, before any work."""
     tokenizer = opened.tokenizer
     if tokenizer is None:
         raise HeadcountError(f"{opened.name} has no tokenizer to read text with", fix="pass tokens instead")
@@ -50,18 +67,32 @@ def calibration_tokens(
         )
     if context < 2:
         raise HeadcountError(f"a context of {context} tokens is too short", fix="choose a larger --context")
-    wanted = {kind: max(1, round(scale * count * 512 / context)) for kind, count in KEPT_WINDOWS.items()}
     if texts:
         docs = [read_file(Path(text)) for text in texts]
-        return {"text": cut_blocks(tokenizer, "text", docs, sum(wanted.values()), context, seed).ids}
-    found = {
-        kind: cut_blocks(tokenizer, kind, documents(kind, "calibration"), wanted[kind], context, seed).ids
+        most = sum(_wanted(kind, scale, context) for kind in KEPT_WINDOWS)
+        return {"text": cut_blocks(tokenizer, "text", docs, most, context, seed).ids}
+    return {
+        kind: cut_blocks(
+            tokenizer, kind, documents(kind, "calibration"), _wanted(kind, scale, context), context, seed
+        ).ids
         for kind in CALIBRATED
     }
-    if opened.model.get_output_embeddings() is not None:
-        sampled = sample_blocks(opened.model, tokenizer, wanted["self"], context, seed, folder, progress)
-        found["self"] = sampled.ids
-    return found
+
+
+def own_tokens(
+    opened: OpenModel,
+    *,
+    context: int,
+    scale: float,
+    seed: int,
+    folder: Path | None = None,
+    progress: Progress = silent,
+) -> dict[str, torch.Tensor]:
+    """The windows that the model writes itself; none of a model without a language-model head."""
+    if opened.tokenizer is None or opened.model.get_output_embeddings() is None:
+        return {}
+    count = _wanted("self", scale, context)
+    return {"self": sample_blocks(opened.model, opened.tokenizer, count, context, seed, folder, progress).ids}
 
 
 def counted_windows(windows: Mapping[str, torch.Tensor], total: int) -> dict[str, torch.Tensor]:

@@ -60,7 +60,7 @@ def open_model(
     if dtype != "auto" and dtype not in DTYPES:
         raise HeadcountError(f"unknown dtype {dtype!r}", fix=f"use auto or one of {', '.join(DTYPES)}")
     place = locate(name, allow_pickle, trust_remote_code)
-    with _quiet(), read_once() if place.gguf else contextlib.nullcontext():
+    with quiet_transformers(), read_once() if place.gguf else contextlib.nullcontext():
         model: Any = _load_model(name, place, dtype, allow_pickle, trust_remote_code)
         found = _load_tokenizer(name, place, trust_remote_code) if tokenizer else None
     model = model.to(device).eval().requires_grad_(False)
@@ -70,7 +70,7 @@ def open_model(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers from talking and from drawing bars, for the length of the block."""
     from transformers.utils import logging
 

@@ -17,7 +17,7 @@ from headcount.progress import Progress, silent
 from headcount.seeds import torch_generator
 from headcount.store import digest, read_tensors, write_tensors
 
-BATCH_WINDOWS = 20
+BATCH_WINDOWS = 40
 """Windows sampled at once; finished batches are kept, so that a killed run goes on."""
 
 

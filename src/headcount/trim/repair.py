@@ -22,8 +22,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from headcount.audit.gather import BATCH_TOKENS
 from headcount.audit.passes import mixed_precision
-from headcount.audit.run import BATCH_TOKENS
 from headcount.pretrained.families import attention_of, family_of, layers_of
 from headcount.pretrained.layerwise import LayerCall, StreamFile, batches_of, layer_calls, run_layer
 from headcount.progress import Progress, silent

@@ -17,6 +17,7 @@ from headcount.audit.run import resolve_matmul_dtype
 from headcount.errors import CheckFailedError, HeadcountError
 from headcount.plan.make import Plan
 from headcount.pretrained.families import read_spec
+from headcount.pretrained.loading import quiet_transformers
 from headcount.progress import Progress, silent
 from headcount.store import digest, open_run_folder, require_space, write_json
 from headcount.trim.build import build, check_model
@@ -146,9 +147,10 @@ def save(trimmed: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, ou
     }
     with tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as place:
         try:
-            trimmed.save_pretrained(place, max_shard_size=SHARD_BYTES)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(place)
+            with quiet_transformers():
+                trimmed.save_pretrained(place, max_shard_size=SHARD_BYTES)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(place)
         except OSError as error:
             raise HeadcountError(
                 f"cannot write the model to {out} ({error})", fix="free space, or use another --out"
