@@ -177,9 +177,9 @@ def test_the_digest_is_of_the_documents() -> None:
 @pytest.mark.parametrize(
     ("docs", "count", "context", "said"),
     [
-        ([Document("a", "short")], 5, 20, "the text text has 5 tokens, less than one window of 20"),
+        ([Document("a", "short")], 5, 20, "the given text has 5 tokens, less than one window of 20"),
         ([], 5, 20, "has 0 tokens"),
-        (DOCS, 0, 20, "0 windows of text text are none"),
+        (DOCS, 0, 20, "0 windows are none"),
         (DOCS, -1, 20, "-1 windows"),
         (DOCS, 5, 2, "a context of 2 tokens is too short; use at least 3"),
         (DOCS, 5, -7, "a context of -7 tokens is too short"),
