@@ -14,6 +14,7 @@ from headcount.errors import HeadcountError
 from headcount.pretrained.calibration import KEPT_WINDOWS, calibration_tokens, counted_windows
 from headcount.pretrained.families import read_spec
 from headcount.pretrained.loading import OpenModel, fingerprint
+from headcount.pretrained.texts import Document
 
 
 def opened(family: str = "llama", tokenizer: bool = True) -> OpenModel:
@@ -22,6 +23,18 @@ def opened(family: str = "llama", tokenizer: bool = True) -> OpenModel:
     return OpenModel("tiny", model, own, read_spec(model), fingerprint(model))
 
 
+@pytest.fixture
+def few_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small stand-in for the built-in kinds, which ``test_texts`` looks at."""
+
+    def documents(kind: str, split: str) -> list[Document]:
+        assert split == "calibration"
+        return [Document(f"{kind}{number}", f"{kind} {number}. " * 20) for number in range(10)]
+
+    monkeypatch.setattr("headcount.pretrained.calibration.documents", documents)
+
+
+@pytest.mark.usefixtures("few_documents")
 def test_the_mixture(tmp_path: Path) -> None:
     """140 windows of 512 tokens at full scale, in windows of 32; the model's own text is kept in the folder."""
     found = calibration_tokens(opened(), context=32, scale=0.01, folder=tmp_path)
@@ -38,6 +51,7 @@ def test_the_mixture(tmp_path: Path) -> None:
     assert not any(torch.equal(found[kind], other[kind]) for kind in found)
 
 
+@pytest.mark.usefixtures("few_documents")
 def test_an_encoder_writes_no_text_of_its_own() -> None:
     assert set(calibration_tokens(opened("bert"), context=32, scale=0.001)) == {"prose", "code"}
 

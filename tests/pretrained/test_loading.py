@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_model, tiny_tokens
+from conftest import FAMILIES, tiny_config, tiny_model, tiny_tokens
 from safetensors.torch import load_file, save_file
 from tiny_files import ALPHABET, save_tiny, tiny_tokenizer
 
 from headcount.errors import HeadcountError
 from headcount.pretrained.families import FAMILIES as ROWS
-from headcount.pretrained.loading import fingerprint, open_model, resolve_device
+from headcount.pretrained.loading import fingerprint, is_trimmed, open_model, resolve_device
+from headcount.pretrained.modeling_headcount import CLASSES
+from headcount.trim.run import save
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,28 @@ def test_the_fingerprint_tells_models_apart() -> None:
     assert own != fingerprint(model)
 
 
+@pytest.mark.parametrize("form", ["fast", "small"])
+def test_a_trimmed_model_opens_without_the_code_that_it_brings(form: str, tmp_path: Path) -> None:
+    """Its folder has an ``auto_map`` for those who have no headcount; the installed classes are used."""
+    own = [{"k_rank": 12, "v_rank": 4}, {"k_rank": 5, "v_rank": 11}, {"k_rank": 1, "v_rank": 12}]
+    config_class, model_class = CLASSES["headcount_llama"]
+    given = {key: value for key, value in tiny_config("llama").to_dict().items() if key != "model_type"}
+    latent = {"latent_form": form, "latent_layers": own, "latent_qkv_bias": True, "qk_head_dim": 1}
+    trimmed = model_class(config_class(**given, **latent)).eval()
+    save(trimmed, tiny_tokenizer(), tmp_path)
+    assert (tmp_path / "modeling_headcount.py").is_file()
+    assert "auto_map" in json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "modeling_headcount.py").write_text("raise RuntimeError('the code ran')")
+    opened = open_model(tmp_path)
+    assert type(opened.model) is model_class and is_trimmed(opened.model)
+    assert opened.fingerprint == fingerprint(trimmed)
+    ids = tiny_tokens(2)
+    assert torch.equal(opened.model(ids).logits, trimmed(ids).logits)
+    edit(tmp_path / "config.json", lambda config: config["latent_layers"][1].update(k_rank=6))
+    with pytest.raises(HeadcountError, match=r"layers\.1\..* but the config asks for"):
+        open_model(tmp_path)
+
+
 def test_a_named_attention_is_not_fetched(folder: Path) -> None:
     """A config may name an attention kernel of the hub, which would be fetched and run."""
     edit(folder / "config.json", lambda config: config.update(attn_implementation="somebody/kernels"))
@@ -167,7 +191,10 @@ def test_a_file_that_is_no_model(tmp_path: Path, refusal: Callable[..., Headcoun
     assert "is a file, but no GGUF" in refusal(tmp_path / "notes.txt").message
     (tmp_path / "dir.gguf").mkdir()
     assert "cannot be read (Is a directory)" in refusal(tmp_path / "dir.gguf").message
-    assert "has no config.json" in refusal(tmp_path / "dir.gguf" / "..").message
+    error = refusal(tmp_path / "empty")
+    assert "has no config.json" in error.message and "folder of a Hugging Face model" in str(error.fix)
+    (tmp_path / "empty" / "a.gguf").write_text("")
+    assert refusal(tmp_path / "empty").fix == f"give {tmp_path / 'empty' / 'a.gguf'}"
 
 
 def test_an_unknown_dtype_or_device(good: Path, refusal: Callable[..., HeadcountError]) -> None:

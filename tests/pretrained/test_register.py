@@ -5,14 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
-from headcount.pretrained.register import register_trimmed
-
-KNOWN = (
-    "from transformers import AutoConfig, AutoModelForCausalLM; "
-    "assert AutoConfig.for_model('headcount_gpt2').model_type"
-)
+from headcount.pretrained.register import register_trimmed, register_with_transformers
 
 
 def test_registering_again_changes_nothing() -> None:
@@ -24,14 +17,21 @@ def test_registering_again_changes_nothing() -> None:
     assert AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model("headcount_llama"))] is before
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        f"import headcount, sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules; {KNOWN}",
-        f"import transformers.models.auto.modeling_auto, headcount; {KNOWN}",
-    ],
-    ids=["headcount first", "transformers first"],
-)
-def test_in_whatever_order_they_are_imported(code: str) -> None:
-    code += "; import sys; assert not [f for f in sys.meta_path if type(f).__module__.startswith('headcount')]"
+def test_after_transformers_it_is_done_at_once() -> None:
+    import transformers.models.auto.modeling_auto  # noqa: F401
+
+    before = list(sys.meta_path)
+    register_with_transformers()
+    assert sys.meta_path == before
+
+
+def test_importing_headcount_imports_nothing_heavy_and_waits_for_transformers() -> None:
+    code = (
+        "import headcount, sys\n"
+        "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)\n"
+        "from transformers import AutoConfig, AutoModelForCausalLM\n"
+        "config = AutoConfig.for_model('headcount_gpt2')\n"
+        "assert AutoModelForCausalLM._model_mapping[type(config)].__name__ == 'HeadcountGPT2ForCausalLM'\n"
+        "assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith('headcount')]"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, stdin=subprocess.DEVNULL)

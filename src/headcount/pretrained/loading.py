@@ -98,8 +98,9 @@ def _load_model(source: str, place: Place, dtype: str, allow_pickle: bool, trust
     _check_depth(source, config, family, place)
     auto = AutoModelForCausalLM if family.causal else AutoModel
     # The attention is named here, since a config may name one that is fetched and run.
+    attention: dict[str, Any] = {} if trust else {"attn_implementation": "sdpa"}
     with _readable(source, "its config"), torch.device("meta"):
-        empty = auto.from_config(config, trust_remote_code=trust, attn_implementation="sdpa")
+        empty = auto.from_config(config, trust_remote_code=trust, **attention)
     _check_shapes(source, empty, place)
     if not place.gguf:
         options["use_safetensors"] = None if allow_pickle else True
@@ -109,8 +110,8 @@ def _load_model(source: str, place: Place, dtype: str, allow_pickle: bool, trust
             folder,
             config=config,
             dtype=stored if dtype == "auto" else getattr(torch, dtype),
-            attn_implementation="sdpa",
             output_loading_info=True,
+            **attention,
             **options,
         )
     model, report = loaded

@@ -123,7 +123,9 @@ def _fetch(name: str, allow_pickle: bool, trust: bool) -> Path:
 def _folder_place(folder: Path, allow_pickle: bool, trust: bool) -> Place:
     """Refuse what a model folder must not have before any of it is read by others."""
     if not (folder / "config.json").is_file():
-        raise HeadcountError(f"{folder} has no config.json", fix="give the folder of a Hugging Face model")
+        own = sorted(folder.glob("*.gguf"))
+        fix = f"give {own[0]}" if own else "give the folder of a Hugging Face model"
+        raise HeadcountError(f"{folder} has no config.json", fix=fix)
     _check_links(folder)
     for file in folder.glob("*.json"):
         large = file.name in ("tokenizer.json", "vocab.json") or file.name.endswith(".index.json")

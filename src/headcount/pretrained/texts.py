@@ -175,7 +175,7 @@ def cut_blocks(
     import torch
 
     if count < 1:
-        raise HeadcountError(f"{count} windows of {kind} text are none", fix="ask for at least 1")
+        raise HeadcountError(f"{count} windows are none", fix="ask for at least 1")
     prefix = block_prefix(tokenizer)
     stride = context - len(prefix)
     if stride < 2:
@@ -186,8 +186,9 @@ def cut_blocks(
         stream += tokenizer(docs[index].text, add_special_tokens=False, verbose=False).input_ids
     windows = len(stream) // stride
     if windows == 0:
+        name = "given" if kind == "text" else kind
         raise HeadcountError(
-            f"the {kind} text has {len(stream)} tokens, less than one window of {context}",
+            f"the {name} text has {len(stream)} tokens, less than one window of {context}",
             fix="give more text or a smaller --context",
         )
     chosen = sorted(numpy_generator(seed, "windows", kind).permutation(windows)[:count])
