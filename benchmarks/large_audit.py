@@ -63,7 +63,7 @@ def watched(command: list[str]) -> tuple[dict[str, int], float]:
     """Peaks of a command's anonymous, file-backed and shared memory in bytes, and its seconds."""
     peaks = {"RssAnon": 0, "RssFile": 0, "RssShmem": 0}
     start = time.monotonic()
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
         try:
             status = Path(f"/proc/{process.pid}/status").read_text()
