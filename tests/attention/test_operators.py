@@ -9,10 +9,10 @@ from torch import Tensor
 
 from headcount.attention.kernels import build
 
-# Relative to the size of what is compared (at least 1 for outputs, 4 for gradients).
-# float64, float32: rounding through at most 6^4 terms and a softmax, some hundred units of the last place.
-# bfloat16: the inputs are what the reference sees. In torch only the output is rounded (2^-9 of it). The compiled
-# kernel also rounds the products q * k1 to 2^-9: logits reach 10 here, so weights are off by up to 2^-9 * 10 = 2%.
+# Relative to the size of what is compared (at least 1 for outputs, 4 for gradients). float64, float32:
+# rounding through at most 6^4 terms and a softmax, some hundred units of the last place. bfloat16: the inputs
+# are what the reference sees. In torch only the output is rounded (2^-9 of it). The compiled kernel also
+# rounds the products q * k1 to 2^-9: logits reach 10 here, so weights are off by up to 2^-9 * 10 = 2%.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 4e-2}
 
 

@@ -8,6 +8,7 @@ computes, costs and can represent.
 
 from __future__ import annotations
 
+from headcount.attention.module import SelfAttention
 from headcount.attention.order_s import order_s
 from headcount.attention.pairwise import pairwise
 from headcount.attention.strassen import strassen
@@ -15,4 +16,4 @@ from headcount.attention.third_order import third_order
 from headcount.attention.tree import tree
 from headcount.attention.triangular import triangular
 
-__all__ = ["order_s", "pairwise", "strassen", "third_order", "tree", "triangular"]
+__all__ = ["SelfAttention", "order_s", "pairwise", "strassen", "third_order", "tree", "triangular"]

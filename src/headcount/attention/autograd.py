@@ -77,13 +77,16 @@ def operator(
 
     for op in (forward_op, backward_op):
         op.register_vmap(_vmap_rule(op))
+    # torch.compile traces calls of the registered overloads, not of the Python objects that registered them.
+    run_forward = getattr(torch.ops.headcount, name).default
+    run_backward = getattr(torch.ops.headcount, f"{name}_backward").default
 
     class Forward(torch.autograd.Function):
         generate_vmap_rule = True
 
         @staticmethod
         def forward(*args: Any) -> Any:
-            return forward_op(*args)
+            return run_forward(*args)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -93,15 +96,16 @@ def operator(
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             *tensors, ranges, out, lse = ctx.saved_tensors
-            found = Backward.apply(*grads, *tensors, out, lse, ranges, ctx.scale)
-            return (*found, None, None)
+            # A compiled graph is differentiated once, and tracing does not go into a second function.
+            run = run_backward if torch.compiler.is_compiling() else Backward.apply
+            return (*run(*grads, *tensors, out, lse, ranges, ctx.scale), None, None)
 
     class Backward(torch.autograd.Function):
         generate_vmap_rule = True
 
         @staticmethod
         def forward(*args: Any) -> Any:
-            return backward_op(*args)
+            return run_backward(*args)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-GROUPS: tuple[str, ...] = ()
+GROUPS: tuple[str, ...] = ("operator",)
 """Files of this folder that add commands, in the order in which the help lists them."""
 
 app = typer.Typer(
