@@ -13,7 +13,7 @@ from headcount.attention.kernels import build
 # rounding through at most 6^4 terms and a softmax, some hundred units of the last place. bfloat16: the inputs
 # are what the reference sees. In torch only the output is rounded (2^-9 of it). The compiled kernel also
 # rounds the products q * k1 to 2^-9: logits reach 10 here, so weights are off by up to 2^-9 * 10 = 2%.
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 4e-2}
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 4e-2}
 
 
 def assert_close(found: Tensor, wanted: Tensor, dtype: torch.dtype, what: str, scale: float = 1.0) -> None:
@@ -37,7 +37,7 @@ def check(case: cases.Case, seed: int = 0) -> None:
         assert_close(grad, true.double(), case.dtype, f"gradient {index}", scale=4.0)
 
 
-TWO_PATHS = ("third_order", "strassen")
+TWO_PATHS = ("pairwise", "third_order", "strassen")
 
 
 @pytest.mark.parametrize(
@@ -53,5 +53,7 @@ def test_every_way_of_calling(case: cases.Case, path: str) -> None:
         pytest.skip(f"no compiled kernels: {build.build().reason}")
     with build.use(path), build.watch() as ran:
         check(case)
-    if path != "auto":
+    if case.kind == "pairwise":
+        assert ran == [("pairwise", path)]
+    elif path != "auto":
         assert ran == [(case.kind, path), (f"{case.kind} backward", path)]

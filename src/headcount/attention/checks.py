@@ -69,10 +69,17 @@ def check_common(
 
 
 def check_streams(
-    operator: str, queries: Mapping[str, Tensor], keys: Mapping[str, Tensor], values: Mapping[str, Tensor]
+    operator: str,
+    queries: Mapping[str, Tensor],
+    keys: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+    shown: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Shapes agree: one batch, one token count on each side, KV heads that divide the query heads."""
-    everything = {**queries, **keys, **values}
+    """Shapes agree: one batch, one token count on each side, KV heads that divide the query heads.
+
+    ``shown`` are the tensors as the user passed them, where those differ.
+    """
+    everything = {**queries, **keys, **values} if shown is None else shown
     first_query, first_key = next(iter(queries.values())), next(iter(keys.values()))
     first_value = next(iter(values.values()))
     wrong = (

@@ -183,6 +183,7 @@ def triangular(
         {"q": q.flatten(2, 3)},
         {"k": k.flatten(2, 3)},
         {"v1": v1.flatten(2, 3), "v2": v2.flatten(2, 3)},
+        shown=tensors,
     )
     batch, heads, tokens, columns, dim = q.shape
     if any(t.shape[2:4] != (tokens, tokens) for t in tensors.values()) or tokens != columns:

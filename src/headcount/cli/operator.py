@@ -26,7 +26,7 @@ def list_operators(as_json: Json = False) -> None:
     from headcount.attention.bench import OPERATORS
     from headcount.attention.kernels import build
 
-    two_paths = ("third_order", "strassen")
+    two_paths = ("pairwise", "third_order", "strassen")
     path = "compiled" if build.library() is not None else "torch"
     rows = [
         {"name": name, "summary": entry.summary, "path": path if name in two_paths else "torch"}

@@ -32,7 +32,14 @@ from pathlib import Path
 from headcount.errors import HeadcountError
 
 PATHS = ("auto", "torch", "compiled")
-SOURCES = ("simd.h", "third_order.h", "third_order_forward.cpp", "third_order_backward.cpp", "strassen.cpp")
+SOURCES = (
+    "simd.h",
+    "third_order.h",
+    "third_order_forward.cpp",
+    "third_order_backward.cpp",
+    "strassen.cpp",
+    "pairwise.cpp",
+)
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 # For this processor and with threads; then without what a compiler does not know.
 VARIANTS = (

@@ -51,6 +51,13 @@ def _threads(flops: float) -> int:
     return 1 if flops < ONE_THREAD_FLOPS else torch.get_num_threads()
 
 
+def _multiplied(library: ctypes.CDLL, kernel: str, tensors: list[Tensor]) -> list[Tensor]:
+    """Contiguous, in the dtype that the kernel multiplies: float32 where there are no bfloat16 products."""
+    if not hasattr(library, f"hc_{kernel}_{_NAMES[tensors[0].dtype]}"):
+        tensors = [tensor.to(accumulation_dtype(tensor.dtype)) for tensor in tensors]
+    return [tensor.contiguous() for tensor in tensors]
+
+
 def third_order_forward(
     q: Tensor, k1: Tensor, k2: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor, scale: float
 ) -> tuple[Tensor, Tensor] | None:
@@ -58,21 +65,18 @@ def third_order_forward(
     library = _library(q)
     if library is None:
         return None
-    tensors = [q, k1, k2, v1, v2]
     wide = accumulation_dtype(q.dtype)
-    if not hasattr(library, f"hc_third_order_forward_{_NAMES[q.dtype]}"):
-        tensors = [tensor.to(wide) for tensor in tensors]  # a processor without bfloat16 products
+    tensors = _multiplied(library, "third_order_forward", [q, k1, k2, v1, v2])
     name = _NAMES[tensors[0].dtype]
     (groups, rows, dim), tokens, v_dim = q.shape, k1.shape[1], v1.shape[2]
     threads = _threads(4.0 * groups * rows * tokens**2 * max(dim, v_dim))
     space = _space(library, f"hc_third_order_forward_space_{name}", threads, tokens, dim, v_dim)
     out = torch.empty(groups, rows, v_dim, dtype=wide)
     lse = torch.empty(groups, rows, dtype=wide)
-    inputs = [tensor.contiguous() for tensor in (*tensors, ranges)]
     _call(
         library,
         f"hc_third_order_forward_{name}",
-        *(*inputs, out, lse, space),
+        *(*tensors, ranges.contiguous(), out, lse, space),
         *(groups, rows, tokens, dim, v_dim, float(scale), threads),
     )
     return out, lse
@@ -96,21 +100,45 @@ def third_order_backward(
     if library is None:
         return None
     wide = accumulation_dtype(q.dtype)
-    name = _NAMES[wide]
     grad = grad_out.to(wide)
-    offset = (grad * out).sum(-1) - grad_lse
-    inputs = [tensor.to(wide).contiguous() for tensor in (grad, offset, q, k1, k2, v1, v2, lse)]
+    sums = [grad.contiguous(), ((grad * out).sum(-1) - grad_lse).contiguous()]
+    tensors = _multiplied(library, "third_order_backward", [q, k1, k2, v1, v2])
+    name = _NAMES[tensors[0].dtype]
     (groups, rows, dim), tokens, v_dim = q.shape, k1.shape[1], v1.shape[2]
     threads = _threads(12.0 * groups * rows * tokens**2 * max(dim, v_dim))
     space = _space(library, f"hc_third_order_backward_space_{name}", threads, tokens, dim, v_dim)
-    grads = [torch.empty_like(tensor) for tensor in inputs[2:7]]
+    grads = [torch.empty(tensor.shape, dtype=wide) for tensor in tensors]
     _call(
         library,
         f"hc_third_order_backward_{name}",
-        *(*inputs, ranges.contiguous(), *grads, space),
+        *(*sums, *tensors, lse.contiguous(), ranges.contiguous(), *grads, space),
         *(groups, rows, tokens, dim, v_dim, float(scale), threads),
     )
     return tuple(grad.to(q.dtype) for grad in grads)
+
+
+def pairwise_forward(
+    q: Tensor, k: Tensor, v: Tensor, ranges: Tensor, scale: float
+) -> tuple[Tensor, Tensor] | None:
+    """(out, lse) for few queries and many keys."""
+    library = _library(q)
+    if library is None:
+        return None
+    wide = accumulation_dtype(q.dtype)
+    tensors = _multiplied(library, "pairwise", [q, k, v])
+    name = _NAMES[tensors[0].dtype]
+    (groups, rows, dim), tokens, v_dim = q.shape, k.shape[1], v.shape[2]
+    threads = _threads(4.0 * groups * rows * tokens * max(dim, v_dim))
+    sizes = (groups, rows, tokens, dim, v_dim)
+    space = _space(library, f"hc_pairwise_space_{name}", 1, *sizes, threads)
+    out = torch.empty(groups, rows, v_dim, dtype=wide)
+    lse = torch.empty(groups, rows, dtype=wide)
+    _call(
+        library,
+        f"hc_pairwise_{name}",
+        *(*tensors, ranges.contiguous(), out, lse, space, *sizes, float(scale), threads),
+    )
+    return out, lse
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,7 @@ struct Double {
 
 #if defined(__AVX512BF16__)
 #define HC_BFLOAT16 1
+typedef int16_t Int16Vector __attribute__((vector_size(64)));
 // Elements are pairs of bfloat16 along the summed axis; a multiply-add sums both products in float.
 struct Bfloat16 {
     using Input = uint16_t;
@@ -244,7 +245,7 @@ inline void add_tile(long depth, const typename A::Element* a, long row_step, lo
 
 // c += a b for exactly `rows` rows of c (row_step_c apart, `vectors` wide).
 template <class A>
-inline void add_product(long rows, long vectors, long depth, const typename A::Element* a, long row_step, long k_step,
+__attribute__((noinline)) void add_product(long rows, long vectors, long depth, const typename A::Element* a, long row_step, long k_step,
                         const typename A::Element* b, long vector_step, long k_step_b, typename A::Sum* c,
                         long row_step_c) {
     over_vectors(vectors, [&](auto width, long first) {

@@ -11,48 +11,120 @@ namespace hc {
 template <class A>
 struct BackwardSpace {
     using Sum = typename A::Sum;
-    long k_row, v_row;  // numbers of a row of keys and of values, padded to vectors
-    Sum *k2_columns, *v2_columns, *k2_rows, *v2_rows;
+    using Element = typename A::Element;
+    using Input = typename A::Input;
+    long k_row, v_row;        // numbers of a row of keys and of values, padded to vectors
+    long k_depth, v_depth;    // elements that a logit and a dP sum over
+    long k_step, v_step;      // elements between rows of left and of carried
+    Element *k2_columns, *v2_columns, *k2_rows, *v2_rows;
     Sum *dk1, *dk2, *dv1, *dv2;
-    Sum *left, *carried, *weights, *d_logits, *d_left, *mixed, *q, *dq;
+    Element *left, *carried;  // [j][c]
+    Input *weights, *d_logits;  // [j][l]
+    // The same with j as the summed axis. With one number in an element they are the arrays above.
+    Element *left_across, *carried_across, *weights_across, *d_logits_across;
+    Sum *exact_weights;       // before rounding to what is multiplied
+    Sum *d_left, *mixed, *q, *q_scaled, *dq;
     BackwardSpace(char* base, const Shape& s, long* bytes) {
         const Sizes<A> z(s);
         Arena arena{base};
         k_row = round_up(s.dim, A::kLanes);
         v_row = z.v_row;
-        const long block = kBlockRows + kRowSlack;
-        k2_columns = arena.take<Sum>(z.keys * s.dim);
-        v2_columns = arena.take<Sum>(z.keys * s.v_dim);
-        k2_rows = arena.take<Sum>(z.keys * k_row);
-        v2_rows = arena.take<Sum>(z.keys * v_row);
+        k_depth = z.dim;
+        v_depth = (s.v_dim + A::kPacked - 1) / A::kPacked;
+        k_step = A::kPacked == 1 ? k_row : k_depth;
+        v_step = A::kPacked == 1 ? v_row : v_depth;
+        const long block = kBlockRows + kRowSlack + 1;
+        k2_columns = arena.take<Element>(z.keys * k_depth);
+        v2_columns = arena.take<Element>(z.keys * v_depth);
+        k2_rows = arena.take<Element>(z.keys / A::kPacked * k_row);
+        v2_rows = arena.take<Element>(z.keys / A::kPacked * v_row);
         dk1 = arena.take<Sum>(s.tokens * k_row);
         dk2 = arena.take<Sum>(z.keys * k_row);
         dv1 = arena.take<Sum>(s.tokens * v_row);
         dv2 = arena.take<Sum>(z.keys * v_row);
-        left = arena.take<Sum>(block * k_row);
-        carried = arena.take<Sum>(block * v_row);
-        weights = arena.take<Sum>(block * kBlockKeys);
-        d_logits = arena.take<Sum>(block * kBlockKeys);
+        left = left_across = arena.take<Element>(block * k_step);
+        carried = carried_across = arena.take<Element>(block * v_step);
+        weights = arena.take<Input>(block * kBlockKeys);
+        d_logits = arena.take<Input>(block * kBlockKeys);
+        exact_weights = (Sum*)weights;
+        weights_across = (Element*)weights;
+        d_logits_across = (Element*)d_logits;
+        if (A::kPacked == 2) {
+            left_across = arena.take<Element>(block / 2 * k_row);
+            carried_across = arena.take<Element>(block / 2 * v_row);
+            weights_across = arena.take<Element>(block / 2 * kBlockKeys);
+            d_logits_across = arena.take<Element>(block / 2 * kBlockKeys);
+            exact_weights = arena.take<Sum>(block * kBlockKeys);
+        }
         d_left = arena.take<Sum>(block * k_row);
         mixed = arena.take<Sum>(block * v_row);
         q = arena.take<Sum>(k_row);
+        q_scaled = arena.take<Sum>(k_row);
         dq = arena.take<Sum>(k_row);
         if (bytes) *bytes = arena.next - base;
     }
 };
 
+// Stores a register tile of weights or of d_logits: by rows, and for pairs also across rows, with zeros for rows that
+// are not there, since a sum over j must not see them.
+template <class A, int R, int V>
+inline __attribute__((always_inline)) void store_tile(typename A::Vector (&acc)[R][V], long rows_left,
+                                                      typename A::Input* by_rows, typename A::Element* across) {
+    if constexpr (A::kPacked == 1) {
+        over_tile(acc, [&](int i, int v, typename A::Vector& x) {
+            *(typename A::Vector*)(by_rows + i * kBlockKeys + v * A::kLanes) = x;
+        });
+    } else {
+#ifdef HC_BFLOAT16
+        const __m512i together = (__m512i)(Int16Vector){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+#pragma GCC unroll 12
+        for (int i = 0; i < R; i += 2) {
+            if (i >= rows_left) break;
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) {
+                const __m512 low = (__m512)acc[i][v], high = i + 1 < rows_left ? (__m512)acc[i + 1][v] : __m512{};
+                const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+                uint16_t* to = by_rows + i * kBlockKeys + v * A::kLanes;
+                _mm256_store_si256((__m256i*)to, _mm512_castsi512_si256(both));
+                _mm256_store_si256((__m256i*)(to + kBlockKeys), _mm512_extracti64x4_epi64(both, 1));
+                _mm512_store_si512(across + i / 2 * kBlockKeys + v * A::kLanes,
+                                   _mm512_permutexvar_epi16(together, both));
+            }
+        }
+#endif
+    }
+}
+
+// [j][c] -> [pair of j][c]: what a sum over j multiplies with.
 template <class A>
-void backward_row(const Shape& s, const BackwardSpace<A>& w, const typename A::Sum* q, const typename A::Sum* grad,
-                  const typename A::Sum* k1, const typename A::Sum* v1, typename A::Sum lse, typename A::Sum offset,
-                  long j0, long j1, long l0, long l1) {
+void lay_across(const typename A::Element* from, long rows, long dim, long step, long row, typename A::Element* to) {
+    const typename A::Input* numbers = (const typename A::Input*)from;
+    for (long r = 0; r < rows; r += 2) {
+        const typename A::Input *low = numbers + r * step * A::kPacked, *high = low + step * A::kPacked;
+        for (long c = 0; c < dim; ++c)
+            to[r / 2 * row + c] = (typename A::Element)((uint32_t)low[c] | (uint32_t)high[c] << 16);
+    }
+}
+
+template <class A>
+void backward_row(const Shape& s, const BackwardSpace<A>& w, const typename A::Sum* grad,
+                  const typename A::Input* k1, const typename A::Input* v1, typename A::Sum lse,
+                  typename A::Sum offset, long j0, long j1, long l0, long l1) {
     using Sum = typename A::Sum;
+    using Element = typename A::Element;
     using Vector = typename A::Vector;
-    constexpr long kVectors = kBlockKeys / A::kLanes;
+    constexpr long kVectors = kBlockKeys / A::kLanes, kPerRow = kBlockKeys / A::kPacked;
     const long first_vector = l0 / A::kLanes, last_vector = (l1 + A::kLanes - 1) / A::kLanes;
+    const long k_vectors = w.k_row / A::kLanes, v_vectors = w.v_row / A::kLanes;
     for (long j = j0; j < j1; j += kBlockRows) {
-        const long rows = j1 - j < kBlockRows ? j1 - j : kBlockRows;
-        product_block<A>(w.q, k1 + j * s.dim, rows, s.dim, w.k_row, w.left);
-        product_block<A>(grad, v1 + j * s.v_dim, rows, s.v_dim, w.v_row, w.carried);
+        const long rows = j1 - j < kBlockRows ? j1 - j : kBlockRows, pairs = (rows + A::kPacked - 1) / A::kPacked;
+        product_block<A>(w.q_scaled, k1 + j * s.dim, rows, s.dim, w.k_step, w.left);
+        product_block<A>(grad, v1 + j * s.v_dim, rows, s.v_dim, w.v_step, w.carried);
+        if constexpr (A::kPacked == 2) {
+            lay_across<A>(w.left, rows, s.dim, w.k_step, w.k_row, w.left_across);
+            lay_across<A>(w.carried, rows, s.v_dim, w.v_step, w.v_row, w.carried_across);
+        }
         std::memset(w.d_left, 0, rows * w.k_row * sizeof(Sum));
         std::memset(w.mixed, 0, rows * w.v_row * sizeof(Sum));
         for (long vector = first_vector; vector < last_vector; vector += kVectors) {
@@ -60,38 +132,44 @@ void backward_row(const Shape& s, const BackwardSpace<A>& w, const typename A::S
             const long key = vector * A::kLanes, keys = vectors * A::kLanes;
             Vector bias[kVectors];
             key_bias<A>(vector, vectors, l0, l1, -lse, bias);
-            over_logits<A>(rows, vectors, s.dim, w.left, w.k_row, w.k2_columns + key * s.dim, bias,
+            over_logits<A>(rows, vectors, w.k_depth, w.left, w.k_step, w.k2_columns + key * w.k_depth, bias,
                            [&](long r, long first, auto& acc) {
-                               Sum* to = w.weights + r * kBlockKeys + first * A::kLanes;
+                               const long at = r * kBlockKeys + first * A::kLanes;
                                over_tile(acc, [&](int i, int v, Vector& x) {
-                                   *(Vector*)(to + i * kBlockKeys + v * A::kLanes) = exp2_of<A::kDegree>(x);
+                                   x = exp2_of<A::kDegree>(x);
+                                   if (A::kPacked == 2)
+                                       *(Vector*)(w.exact_weights + at + i * kBlockKeys + v * A::kLanes) = x;
                                });
+                               store_tile<A>(acc, rows - r, w.weights + at,
+                                             w.weights_across + r / A::kPacked * kBlockKeys + first * A::kLanes);
                            });
             for (long v = 0; v < vectors; ++v) bias[v] = splat(Vector{}, -offset);
-            over_logits<A>(rows, vectors, s.v_dim, w.carried, w.v_row, w.v2_columns + key * s.v_dim, bias,
+            over_logits<A>(rows, vectors, w.v_depth, w.carried, w.v_step, w.v2_columns + key * w.v_depth, bias,
                            [&](long r, long first, auto& acc) {
-                               const long tile = r * kBlockKeys + first * A::kLanes;
+                               const long at = r * kBlockKeys + first * A::kLanes;
                                over_tile(acc, [&](int i, int v, Vector& x) {
-                                   const long at = tile + i * kBlockKeys + v * A::kLanes;
-                                   *(Vector*)(w.d_logits + at) = x * *(const Vector*)(w.weights + at);
+                                   x *= *(const Vector*)(w.exact_weights + at + i * kBlockKeys + v * A::kLanes);
                                });
+                               store_tile<A>(acc, rows - r, w.d_logits + at,
+                                             w.d_logits_across + r / A::kPacked * kBlockKeys + first * A::kLanes);
                            });
-            const long k_vectors = w.k_row / A::kLanes, v_vectors = w.v_row / A::kLanes;
-            add_product<A>(rows, k_vectors, keys, w.d_logits, kBlockKeys, 1, w.k2_rows + key * w.k_row, A::kLanes,
-                           w.k_row, w.d_left, w.k_row);
-            add_product<A>(rows, v_vectors, keys, w.weights, kBlockKeys, 1, w.v2_rows + key * w.v_row, A::kLanes,
-                           w.v_row, w.mixed, w.v_row);
-            add_product<A>(keys, k_vectors, rows, w.d_logits, 1, kBlockKeys, w.left, A::kLanes, w.k_row,
-                           w.dk2 + key * w.k_row, w.k_row);
-            add_product<A>(keys, v_vectors, rows, w.weights, 1, kBlockKeys, w.carried, A::kLanes, w.v_row,
-                           w.dv2 + key * w.v_row, w.v_row);
+            const long key_elements = keys / A::kPacked, key_row = key / A::kPacked;
+            add_product<A>(rows, k_vectors, key_elements, (const Element*)w.d_logits, kPerRow, 1,
+                           w.k2_rows + key_row * w.k_row, A::kLanes, w.k_row, w.d_left, w.k_row);
+            add_product<A>(rows, v_vectors, key_elements, (const Element*)w.weights, kPerRow, 1,
+                           w.v2_rows + key_row * w.v_row, A::kLanes, w.v_row, w.mixed, w.v_row);
+            add_product<A>(keys, k_vectors, pairs, w.d_logits_across, 1, kBlockKeys, w.left_across, A::kLanes,
+                           w.k_row, w.dk2 + key * w.k_row, w.k_row);
+            add_product<A>(keys, v_vectors, pairs, w.weights_across, 1, kBlockKeys, w.carried_across, A::kLanes,
+                           w.v_row, w.dv2 + key * w.v_row, w.v_row);
         }
         for (long r = 0; r < rows; ++r) {
-            const Sum *d_left = w.d_left + r * w.k_row, *mixed = w.mixed + r * w.v_row, *key = k1 + (j + r) * s.dim;
+            const Sum *d_left = w.d_left + r * w.k_row, *mixed = w.mixed + r * w.v_row;
+            const typename A::Input* key = k1 + (j + r) * s.dim;
             Sum *dk1 = w.dk1 + (j + r) * w.k_row, *dv1 = w.dv1 + (j + r) * w.v_row;
             for (long c = 0; c < s.dim; ++c) {
-                w.dq[c] += d_left[c] * key[c];
-                dk1[c] += d_left[c] * q[c];
+                w.dq[c] += d_left[c] * widen(key[c]);
+                dk1[c] += d_left[c] * w.q[c];
             }
             for (long c = 0; c < s.v_dim; ++c) dv1[c] += mixed[c] * grad[c];
         }
@@ -111,9 +189,9 @@ void reduce(const Sum* part, long bytes_apart, long threads, long first, long la
 }
 
 template <class A>
-void backward(const Shape& s, const typename A::Sum* grad, const typename A::Sum* offset, const typename A::Sum* q,
-              const typename A::Sum* k1, const typename A::Sum* k2, const typename A::Sum* v1,
-              const typename A::Sum* v2, const typename A::Sum* lse, const int32_t* ranges, double scale,
+void backward(const Shape& s, const typename A::Sum* grad, const typename A::Sum* offset, const typename A::Input* q,
+              const typename A::Input* k1, const typename A::Input* k2, const typename A::Input* v1,
+              const typename A::Input* v2, const typename A::Sum* lse, const int32_t* ranges, double scale,
               typename A::Sum* dq, typename A::Sum* dk1, typename A::Sum* dk2, typename A::Sum* dv1,
               typename A::Sum* dv2, char* space, int threads) {
     using Sum = typename A::Sum;
@@ -128,8 +206,8 @@ void backward(const Shape& s, const typename A::Sum* grad, const typename A::Sum
         const long me = 0, all = 1;
 #endif
         const BackwardSpace<A> w(space + me * bytes, s, nullptr), first(space, s, nullptr);
-        std::memset(w.left, 0, (kBlockRows + kRowSlack) * w.k_row * sizeof(Sum));
-        std::memset(w.carried, 0, (kBlockRows + kRowSlack) * w.v_row * sizeof(Sum));
+        // Padding of rows is read as zeros, and slack that is never written must hold numbers.
+        std::memset((char*)w.left, 0, (char*)w.q - (char*)w.left);
         for (long g = 0; g < s.groups; ++g) {
             const long keys = g * s.tokens * s.dim, values = g * s.tokens * s.v_dim;
             pack_columns<A>(k2 + keys, s.tokens, s.dim, z.key_vectors, w.k2_columns);
@@ -146,9 +224,12 @@ void backward(const Shape& s, const typename A::Sum* grad, const typename A::Sum
                 const long row = g * s.rows + i;
                 std::memset(w.dq, 0, w.k_row * sizeof(Sum));
                 if (j0 < j1 && l0 < l1) {
-                    for (long c = 0; c < s.dim; ++c) w.q[c] = (Sum)(q[row * s.dim + c] * scale * kLog2e);
-                    backward_row<A>(s, w, q + row * s.dim, grad + row * s.v_dim, k1 + keys, v1 + values,
-                                    (Sum)(lse[row] * kLog2e), offset[row], j0, j1, l0, l1);
+                    for (long c = 0; c < s.dim; ++c) {
+                        w.q[c] = widen(q[row * s.dim + c]);
+                        w.q_scaled[c] = (Sum)(w.q[c] * scale * kLog2e);
+                    }
+                    backward_row<A>(s, w, grad + row * s.v_dim, k1 + keys, v1 + values, (Sum)(lse[row] * kLog2e),
+                                    offset[row], j0, j1, l0, l1);
                 }
                 for (long c = 0; c < s.dim; ++c) dq[row * s.dim + c] = (Sum)(scale * w.dq[c]);
             }
@@ -177,12 +258,16 @@ extern "C" {
                                         const int32_t* ranges, void* dq, void* dk1, void* dk2, void* dv1,          \
                                         void* dv2, void* space, long groups, long rows, long tokens, long dim,     \
                                         long v_dim, double scale, long threads) {                                  \
+        using In = hc::A::Input;                                                                                   \
         using Sum = hc::A::Sum;                                                                                    \
         hc::backward<hc::A>(hc::Shape{groups, rows, tokens, dim, v_dim}, (const Sum*)grad, (const Sum*)offset,     \
-                            (const Sum*)q, (const Sum*)k1, (const Sum*)k2, (const Sum*)v1, (const Sum*)v2,         \
+                            (const In*)q, (const In*)k1, (const In*)k2, (const In*)v1, (const In*)v2,         \
                             (const Sum*)lse, ranges, scale, (Sum*)dq, (Sum*)dk1, (Sum*)dk2, (Sum*)dv1, (Sum*)dv2,  \
                             (char*)space, (int)threads);                                                                \
     }
 HC_THIRD_ORDER_BACKWARD(float, Float)
 HC_THIRD_ORDER_BACKWARD(double, Double)
+#ifdef HC_BFLOAT16
+HC_THIRD_ORDER_BACKWARD(bfloat16, Bfloat16)
+#endif
 }
