@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 
 import pytest
 import torch
@@ -129,13 +131,15 @@ def test_wrong_usage(arguments: str, message: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as left:
         main(["operator", "bench", *arguments.split()])
     assert left.value.code == 2
-    import re
-
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_a_failed_memory_process_says_why() -> None:
-    problem = Problem("third_order", 4)
-    object.__setattr__(problem, "dtype", "float8")
-    with pytest.raises(HeadcountError, match=r"the process that measures memory failed: .*float8"):
-        bench.extra_peak_bytes(problem, 1)
+def test_a_failed_memory_process_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nMemoryError: no room\n")
+
+    monkeypatch.setattr(bench.subprocess, "run", killed)
+    with pytest.raises(
+        HeadcountError, match=r"the process that measures memory failed: MemoryError: no room"
+    ):
+        bench.extra_peak_bytes(Problem("third_order", 4), 1)

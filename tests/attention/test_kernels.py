@@ -3,94 +3,99 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from headcount import attention
-from headcount.attention.kernels import build
-from headcount.errors import HeadcountError
-
-SCRIPT = """
-import torch
-from headcount import attention
 from headcount.attention import reference
 from headcount.attention.kernels import build
-
-made = build.build()
-print(made.file and made.file.name, "|", made.description, "|", made.reason)
-for dtype, room in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
-    streams = [torch.randn(1, 2, 70, 20, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(6)]
-    with build.watch() as ran:
-        for name, given in (("third_order", streams[1:]), ("strassen", streams)):
-            found = getattr(attention, name)(*given, causal=True)
-            wanted = getattr(reference, name)(*given, causal=True)
-            assert (found.double() - wanted).abs().max() < room * 4, (name, dtype)
-            slopes = [torch.autograd.grad(out.square().sum(), given) for out in (found, wanted)]
-            for one, other in zip(*slopes):
-                assert (one.double() - other.double()).abs().max() < room * 40, (name, dtype)
-print({path for _, path in ran})
-"""
-
-
-def run(cache: Path, **environment: str) -> list[str]:
-    """A fresh process with its own cache: the two lines that SCRIPT prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env={**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
+from headcount.errors import HeadcountError
 
 needs_compiler = pytest.mark.skipif(
     build.build().library is None, reason=f"no kernels: {build.build().reason}"
 )
 
 
-def test_no_compiler_means_torch(tmp_path: Path) -> None:
-    first, second = run(tmp_path, CXX="no-such-compiler")
-    assert first.startswith("None |") and "no-such-compiler" in first
-    assert second == "{'torch'}"
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and builds that start anew in it; the process's own build comes back afterwards."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.build.cache_clear()
+    yield tmp_path / "headcount" / "kernels"
+    build.build.cache_clear()
 
 
-def test_a_compiler_that_fails_means_torch(tmp_path: Path) -> None:
+def run_operators(dtypes: tuple[torch.dtype, ...]) -> set[str]:
+    """Every operator with two paths against its reference, forward and backward; returns the paths that ran."""
+    rooms = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
+    with build.watch() as ran:
+        for dtype in dtypes:
+            made = [torch.randn(1, 2, 70, 20, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+            streams = [tensor.to(dtype).requires_grad_() for tensor in made]
+            for name, given in (("third_order", streams[1:]), ("strassen", streams)):
+                found = getattr(attention, name)(*given, causal=True)
+                wanted = getattr(reference, name)(*given, causal=True)
+                assert float((found.double() - wanted).detach().abs().max()) < rooms[dtype] * 4
+                slopes = [torch.autograd.grad(out.square().sum(), given) for out in (found, wanted)]
+                for one, other in zip(*slopes, strict=True):
+                    assert float((one.double() - other.double()).abs().max()) < rooms[dtype] * 40
+            few = streams[0][:, :, :3]
+            found = attention.pairwise(few, *streams[1:3])
+            wanted = reference.pairwise(few, *streams[1:3])
+            assert float((found.double() - wanted).detach().abs().max()) < rooms[dtype]
+    return {path for _, path in ran}
+
+
+def test_no_compiler_means_torch(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    made = build.build()
+    assert made.library is None and made.description == ""
+    assert "no-such-compiler compiles nothing" in made.reason
+    assert run_operators((torch.float32,)) == {"torch"}
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    build.build.cache_clear()
+    assert build.build().reason == "no C++ compiler found (looked for $CXX, c++, g++, clang++)"
+
+
+def test_a_compiler_that_fails_means_torch(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """It answers what it is, but cannot compile: the reason is its own first error."""
     fake = tmp_path / "cxx"
     fake.write_text(
         '#!/bin/sh\ncase "$*" in *-dM*) echo fake;; *) echo "error: out of paper" >&2; exit 1;; esac\n'
     )
     fake.chmod(0o755)
-    first, second = run(tmp_path, CXX=str(fake))
-    assert first == "None |  | error: out of paper"
-    assert second == "{'torch'}"
+    monkeypatch.setenv("CXX", str(fake))
+    assert build.build() == build.Built(None, "error: out of paper")
+    assert run_operators((torch.float32,)) == {"torch"}
+    assert list(cache.iterdir()) == []  # nothing half-made is left
 
 
-def test_a_cache_that_cannot_be_written_means_torch(tmp_path: Path) -> None:
-    (tmp_path / "headcount").write_text("a file in the way")
-    first, second = run(tmp_path)
-    assert first.startswith("None |") and second == "{'torch'}"
+def test_a_cache_that_cannot_be_written_means_torch(cache: Path) -> None:
+    cache.parent.write_text("a file in the way")
+    made = build.build()
+    assert made.library is None and str(cache) in made.reason
 
 
 @needs_compiler
-def test_narrower_processors(tmp_path: Path) -> None:
-    """The same sources without this processor's widest instructions; the next process takes the cache."""
-    compiler = os.environ.get("CXX", "c++")
-    narrow = f"{compiler} -mno-avx512f -O1" if "AVX-512" in build.build().description else f"{compiler} -O1"
-    first, second = run(tmp_path, CXX=narrow)
-    assert "AVX-512" not in first and second == "{'compiled'}"
-    library = tmp_path / "headcount" / "kernels" / first.split()[0]
-    written = library.stat().st_mtime_ns
-    assert run(tmp_path, CXX=narrow) == [first, second]
-    assert library.stat().st_mtime_ns == written
-    assert [file.name for file in library.parent.iterdir()] == [library.name]  # nothing half-made is left
+def test_narrower_processors(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same sources without this processor's widest instructions; the next build is the cached file."""
+    narrow = ["-mno-avx512f"] if "AVX-512" in build.build().description else []
+    build.build.cache_clear()
+    monkeypatch.setenv("CXX", " ".join([os.environ.get("CXX", "c++"), *narrow, "-O1"]))
+    made = build.build()
+    assert made.library is not None and "AVX-512" not in made.description
+    assert made.file is not None and list(cache.iterdir()) == [made.file]
+    assert run_operators((torch.float64, torch.float32, torch.bfloat16)) == {"compiled"}
+    written = made.file.stat().st_mtime_ns
+    build.build.cache_clear()
+    assert build.build().file == made.file
+    assert made.file.stat().st_mtime_ns == written
 
 
 def test_paths_can_be_chosen_and_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,8 @@ def pairwise_forward(
     _call(
         library,
         f"hc_pairwise_{name}",
-        *(*tensors, ranges.contiguous(), out, lse, space, *sizes, float(scale), threads),
+        *(*tensors, ranges.contiguous(), out, lse, space),
+        *(*sizes, float(scale), threads),
     )
     return out, lse
 
