@@ -22,8 +22,8 @@ from headcount.attention.kernels import build, native
 CHUNK_NUMBERS = 2**20
 """Entries of the matrix of e2 v2 for one chunk of rows in torch: 4 MiB in float32."""
 
-ROWS = 128
-"""At most this many rows a chunk: with windows a chunk spans the union of its rows' ranges."""
+ROWS = 256
+"""At most this many rows a chunk; it spans the union of its rows' ranges, so fewer where those are narrow."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Exponentials:
     e2: Tensor
     e12: Tensor
     ranges: Tensor
+    prepared: list[list[Tensor]]
+    """What ``Contraction.prepare`` made of e12."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,11 @@ class Pulled:
 class Contraction(Protocol):
     """Either way."""
 
-    def row_step(self, tokens: int, v_dim: int) -> int:
-        """Rows of a chunk."""
+    def row_step(self, tokens: int, v_dim: int, widest: int) -> int:
+        """Rows of a chunk, ``widest`` being the longest range of a row."""
+
+    def prepare(self, e12: Tensor, *, backward: bool) -> list[list[Tensor]]:
+        """Whatever form of e12 is wanted more than once, for each group."""
 
     def forward(self, given: Exponentials, v1: Tensor, v2: Tensor) -> Tensor:
         """sum_j e1_ij v1_jc inner_ijc: (g, r, e)."""
@@ -68,9 +73,13 @@ class Contraction(Protocol):
 class InTorch:
     """One matrix product of e12 with the e2 v2 of all rows and channels of the chunk."""
 
-    def row_step(self, tokens: int, v_dim: int) -> int:
+    def row_step(self, tokens: int, v_dim: int, widest: int) -> int:
         """As many rows as keep the right factor at CHUNK_NUMBERS."""
-        return min(ROWS, max(1, CHUNK_NUMBERS // (tokens * v_dim)))
+        return max(1, min(ROWS, widest // 4, CHUNK_NUMBERS // (min(tokens, 2 * widest) * v_dim)))
+
+    def prepare(self, e12: Tensor, *, backward: bool) -> list[list[Tensor]]:
+        """Nothing: a matrix product packs for itself."""
+        return []
 
     def forward(self, given: Exponentials, v1: Tensor, v2: Tensor) -> Tensor:
         """See :class:`Contraction`."""
@@ -106,9 +115,14 @@ class Compiled:
 
     kernels: native.Strassen
 
-    def row_step(self, tokens: int, v_dim: int) -> int:
+    def row_step(self, tokens: int, v_dim: int, widest: int) -> int:
         """Only e1 and e2 are as large as the chunk."""
-        return ROWS
+        return max(1, min(ROWS, widest if widest == tokens else widest // 4))
+
+    def prepare(self, e12: Tensor, *, backward: bool) -> list[list[Tensor]]:
+        """E12 in the order in which it is read, and its transpose for the backward pass."""
+        sides = (False, True) if backward else (False,)
+        return [[self.kernels.packed(group.contiguous(), swapped=side) for side in sides] for group in e12]
 
     def forward(self, given: Exponentials, v1: Tensor, v2: Tensor) -> Tensor:
         """See :class:`Contraction`."""
@@ -116,8 +130,8 @@ class Compiled:
         ranges = given.ranges.mT.to(torch.int32).contiguous()
         parts = []
         for g in range(v1.shape[0]):
-            e1, e2, e12 = (tensor[g].contiguous() for tensor in (given.e1, given.e2, given.e12))
-            parts.append(self.kernels.forward(e1, e2, e12, padded1[g], padded2[g], ranges[g]))
+            e1, e2, packed = given.e1[g].contiguous(), given.e2[g].contiguous(), given.prepared[g][0]
+            parts.append(self.kernels.forward(e1, e2, packed, padded1[g], padded2[g], ranges[g]))
         return torch.stack(parts)[..., : v1.shape[-1]]
 
     def backward(self, given: Exponentials, v1: Tensor, v2: Tensor, pull: Tensor) -> Pulled:
@@ -127,13 +141,14 @@ class Compiled:
         ranges = given.ranges.mT.to(torch.int32).contiguous()
         found = []
         for g in range(v1.shape[0]):
-            e1, e2, e12 = (tensor[g].contiguous() for tensor in (given.e1, given.e2, given.e12))
+            e1, e2 = given.e1[g].contiguous(), given.e2[g].contiguous()
+            packed, transposed = given.prepared[g]
             value1, value2, pulled = padded1[g], padded2[g], padded_pull[g]
             first, dv1 = self.kernels.inner_backward(
-                e1, e2, e12, value1, value2, pulled, ranges[g], swapped=False
+                e1, e2, packed, value1, value2, pulled, ranges[g], swapped=False
             )
             second, dv2 = self.kernels.inner_backward(
-                e2, e1, e12, value2, value1, pulled, ranges[g], swapped=True
+                e2, e1, transposed, value2, value1, pulled, ranges[g], swapped=True
             )
             cross = self.kernels.cross(e1, e2, value1, value2, pulled)
             found.append((first, second, cross, dv1[:, :dim], dv2[:, :dim]))

@@ -25,8 +25,9 @@ their fractions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ class Between:
     l: slice
     e12: Tensor
     beta: Tensor
+    prepared: list[list[Tensor]]
 
 
 @dataclass
@@ -64,7 +66,14 @@ class Chunk:
 
 
 def chunks(
-    q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, ranges: Tensor, scale: float, row_step: int
+    q1: Tensor,
+    q2: Tensor,
+    k1: Tensor,
+    k2: Tensor,
+    ranges: Tensor,
+    scale: float,
+    row_step: int,
+    prepare: Callable[[Tensor], list[list[Tensor]]],
 ) -> Iterator[Chunk]:
     """Cut the work; consecutive chunks share their Between object where the block of keys is the same."""
     wide = accumulation_dtype(q1.dtype)
@@ -90,7 +99,8 @@ def chunks(
             if between is None or (between.j, between.l) != (j, l):
                 b = (k1[g, j].double() * scale) @ k2[g, l].double().mT
                 beta = b.amax(-1)
-                between = Between(j, l, (b - beta[..., None]).to(wide).exp_(), beta)
+                e12 = b.sub_(beta[..., None]).to(wide).exp_()
+                between = Between(j, l, e12, beta, prepare(e12))
             yield _chunk(q1, q2, k1, k2, ranges, scale, g, r, between, wide)
 
 
@@ -107,7 +117,7 @@ def _chunk(
     wide: torch.dtype,
 ) -> Chunk:
     j, l = between.j, between.l
-    a = (q1[g, r].double() * scale) @ k1[g, j].double().mT + between.beta[:, None]
+    a = ((q1[g, r].double() * scale) @ k1[g, j].double().mT).add_(between.beta[:, None])
     c = (q2[g, r].double() * scale) @ k2[g, l].double().mT
     e1, alpha = _scaled_exponential(a, ranges[g, 0, :, r], j, wide)
     e2, gamma = _scaled_exponential(c, ranges[g, 1, :, r], l, wide)
@@ -119,20 +129,26 @@ def _chunk(
     certified = (z >= pairs * info.tiny / info.eps) | ~some
     lse = torch.where(some, alpha + gamma + z.double().log(), -torch.inf).to(wide)
     starts = torch.tensor([j.start, j.start, l.start, l.start], dtype=ranges.dtype, device=ranges.device)
-    given = Exponentials(e1, e2, between.e12, ranges[g, :, :, r].flatten(1, 2) - starts[:, None])
+    inside = ranges[g, :, :, r].flatten(1, 2) - starts[:, None]
+    given = Exponentials(e1, e2, between.e12, inside, between.prepared)
     return Chunk(g, r, between, given, mixed, torch.where(some & certified, z, 1.0), lse, certified)
+
+
+def _widest(ranges: Tensor) -> int:
+    return int((ranges[:, :, 1] - ranges[:, :, 0]).amax().clamp(min=1))
 
 
 def _scaled_exponential(
     logits: Tensor, ranges: Tensor, keys: slice, wide: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """exp(logits - row maximum), zero outside of the ranges (g, 2, rows), and the row maxima."""
-    place = torch.arange(keys.start, keys.stop, device=logits.device)
-    outside = (place < ranges[:, 0, :, None]) | (place >= ranges[:, 1, :, None])
-    logits = logits.masked_fill_(outside, -torch.inf)
+    low, high = ranges[:, 0, :, None], ranges[:, 1, :, None]
+    if bool((low > keys.start).any() | (high < keys.stop).any()):
+        place = torch.arange(keys.start, keys.stop, device=logits.device)
+        logits = logits.masked_fill_((place < low) | (place >= high), -torch.inf)
     top = logits.amax(-1)
     top = torch.where(top == -torch.inf, 0.0, top)
-    return (logits - top[..., None]).to(wide).exp_(), top
+    return logits.sub_(top[..., None]).to(wide).exp_(), top
 
 
 def normalised(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +168,11 @@ def forward(
     certified = torch.ones(q1.shape[:2], dtype=torch.bool, device=q1.device)
     (v1, unit1), (v2, unit2) = normalised(v1.to(wide)), normalised(v2.to(wide))
     way = choose("strassen", q1)
-    for chunk in chunks(q1, q2, k1, k2, ranges, scale, way.row_step(k1.shape[1], v1.shape[-1])):
+    step, prepare = (
+        way.row_step(k1.shape[1], v1.shape[-1], _widest(ranges)),
+        partial(way.prepare, backward=False),
+    )
+    for chunk in chunks(q1, q2, k1, k2, ranges, scale, step, prepare):
         g, r, block = chunk.g, chunk.r, chunk.between
         summed = way.forward(chunk.given, v1[g, block.j], v2[g, block.l])
         out[g, r] = summed / chunk.z[..., None] * unit1[g] * unit2[g]
@@ -197,7 +217,11 @@ def backward(
         dk2[g, block.l] += db.mT @ wide_k1[g, block.j]
 
     way = choose("strassen backward", q1)
-    for chunk in chunks(q1, q2, k1, k2, ranges, scale, way.row_step(k1.shape[1], v1.shape[-1])):
+    step, prepare = (
+        way.row_step(k1.shape[1], v1.shape[-1], _widest(ranges)),
+        partial(way.prepare, backward=True),
+    )
+    for chunk in chunks(q1, q2, k1, k2, ranges, scale, step, prepare):
         g, r, block, e1, e2 = chunk.g, chunk.r, chunk.between, chunk.given.e1, chunk.given.e2
         j, l = block.j, block.l
         certified[g, r] = chunk.certified

@@ -48,11 +48,10 @@ def _widen(tensor: Tensor, dim: int) -> Tensor:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, ranges: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    if q.shape[1] <= FEW_ROWS:
-        found = native.pairwise_forward(q, k, v, ranges, scale)
-        build.note("pairwise", "torch" if found is None else "compiled")
-        if found is not None:
-            return found
+    found = native.pairwise_forward(q, k, v, ranges, scale) if q.shape[1] <= FEW_ROWS else None
+    build.note("pairwise", "torch" if found is None else "compiled")
+    if found is not None:
+        return found
     mask = _fused_mask(q, k, ranges)
     if mask is None:
         return tiled.forward(q, [k], [v], None, ranges, scale)

@@ -149,15 +149,29 @@ class Strassen:
     library: ctypes.CDLL
     name: str
 
-    def _ask(self, what: str) -> int:
-        return int(getattr(self.library, f"hc_{what}_{self.name}")())
+    def _ask(self, what: str, *sizes: int) -> int:
+        function = getattr(self.library, f"hc_{what}_{self.name}")
+        function.restype = ctypes.c_long
+        return int(function(*map(ctypes.c_long, sizes)))
 
     def padded(self, rows: Tensor) -> Tensor:
         """(.., n, dim) with zeros up to whole vectors, as the kernels read them."""
         lanes = self._ask("lanes")
         return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % lanes)).contiguous()
 
-    def forward(self, e1: Tensor, e2: Tensor, e12: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor) -> Tensor:
+    def packed(self, e12: Tensor, *, swapped: bool) -> Tensor:
+        """E12 (J, L), or its transpose, in the order in which the products read it."""
+        first, second = e12.shape if not swapped else e12.shape[::-1]
+        steps = (1, first) if swapped else (second, 1)
+        count = self._ask("strassen_packed", first, second)
+        out = torch.empty(count, dtype=e12.dtype)
+        threads = _threads(10.0 * count)
+        _call(self.library, f"hc_strassen_pack_{self.name}", e12, out, *steps, first, second, threads)
+        return out
+
+    def forward(
+        self, e1: Tensor, e2: Tensor, packed: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor
+    ) -> Tensor:
         """sum_j e1_ij v1_jc sum_l e12_jl e2_il v2_lc, (I, padded dim), from padded v1, v2; ranges (I, 4)."""
         rows, first, second, dim = e1.shape[0], e1.shape[1], e2.shape[1], v1.shape[1]
         threads = _threads(2.0 * rows * first * second * dim)
@@ -166,7 +180,7 @@ class Strassen:
         _call(
             self.library,
             f"hc_strassen_forward_{self.name}",
-            *(e1, e2, e12, v1, v2, ranges, out, space, rows, first, second, dim, threads),
+            *(e1, e2, packed, v1, v2, ranges, out, space, rows, first, second, dim, threads),
         )
         return out
 
@@ -174,7 +188,7 @@ class Strassen:
         self,
         e1: Tensor,
         e2: Tensor,
-        e12: Tensor,
+        packed: Tensor,
         v1: Tensor,
         v2: Tensor,
         pull: Tensor,
@@ -184,18 +198,17 @@ class Strassen:
     ) -> tuple[Tensor, Tensor]:
         """da_ij = sum_c pull_ic v1_jc inner_ijc and dv1_jc = sum_i e1_ij pull_ic inner_ijc.
 
-        With ``swapped``, e1 and v1 are those of l, e2 and v2 those of j, and e12 is read transposed.
+        With ``swapped``, e1 and v1 are those of l, e2 and v2 those of j, and ``packed`` is of the transpose.
         """
         rows, first, second, dim = e1.shape[0], e1.shape[1], e2.shape[1], v1.shape[1]
         threads = _threads(2.0 * rows * first * second * dim)
         space = _space(self.library, f"hc_strassen_inner_space_{self.name}", threads, first, dim)
         da, dv1 = torch.empty_like(e1), torch.empty_like(v1)
-        steps = (1, first) if swapped else (second, 1)
         _call(
             self.library,
             f"hc_strassen_backward_{self.name}",
-            *(e1, e2, e12, v1, v2, pull, ranges, da, dv1, space),
-            *(rows, first, second, dim, *steps, int(swapped), threads),
+            *(e1, e2, packed, v1, v2, pull, ranges, da, dv1, space),
+            *(rows, first, second, dim, int(swapped), threads),
         )
         return da, dv1
 

@@ -20,12 +20,20 @@ struct Triangle {
     long rows, first, second, dim;  // I, J, L, channels
 };
 
-// [group of R j's][l][R] for l in [l0, l0 + depth): the left operand in the order in which it is read.
+constexpr long kTileRows = rows_of(kTileVectors);
+
+// The left operand in the order in which it is read: [block of l][group of kTileRows j's][l in the block][j in the group].
 template <class T>
-void pack_left(const T* e12, long j_step, long l_step, long first, long l0, long depth, long R, T* to) {
-    for (long j = 0; j < first; j += R)
-        for (long l = 0; l < depth; ++l)
-            for (long r = 0; r < R; ++r) *to++ = j + r < first ? e12[(j + r) * j_step + (l0 + l) * l_step] : T(0);
+void pack_left(const T* e12, long j_step, long l_step, long first, long second, T* to, int threads) {
+    const long padded = round_up(first, kTileRows);
+#pragma omp parallel for num_threads(threads)
+    for (long l0 = 0; l0 < second; l0 += kDepth) {
+        const long depth = second - l0 < kDepth ? second - l0 : kDepth;
+        T* next = to + l0 * padded;
+        for (long j = 0; j < padded; j += kTileRows)
+            for (long l = l0; l < l0 + depth; ++l)
+                for (long r = j; r < j + kTileRows; ++r) *next++ = r < first ? e12[r * j_step + l * l_step] : T(0);
+    }
 }
 
 template <class T>
@@ -38,11 +46,10 @@ T sum_lanes(const T* x, long count) {
 template <class A>
 struct InnerSpace {
     using Sum = typename A::Sum;
-    Sum *left, *right, *out;
+    Sum *right, *out;
     InnerSpace(char* base, const Triangle& s, long* bytes) {
         Arena arena{base};
         const long row = round_up(s.dim, A::kLanes);
-        left = arena.take<Sum>((s.first + kRowSlack) * kDepth);
         right = arena.take<Sum>(kDepth * row);
         out = arena.take<Sum>((s.first + 1) * row);  // dv1, or one row of out
         if (bytes) *bytes = arena.next - base;
@@ -54,7 +61,7 @@ template <class A, class Use>
 void inner_block(long depth, const typename A::Sum* left, const typename A::Sum* right, long row,
                  long j0, long j1, Use use) {
     over_vectors(row / A::kLanes, [&](auto width, long first) {
-        constexpr int V = decltype(width)::value, R = rows_of(kTileVectors);
+        constexpr int V = decltype(width)::value, R = kTileRows;
         for (long j = j0 / R * R; j < j1; j += R) {
             typename A::Vector acc[R][V] = {};
             register_tile<A, R, V>(acc, depth, left + j * depth, 1, R, right + first * A::kLanes, A::kLanes, row);
@@ -64,13 +71,13 @@ void inner_block(long depth, const typename A::Sum* left, const typename A::Sum*
 }
 
 template <class A, bool Backward>
-void inner(const Triangle& s, const typename A::Sum* e1, const typename A::Sum* e2, const typename A::Sum* e12,
-           long j_step, long l_step, const typename A::Sum* v1, const typename A::Sum* v2, const typename A::Sum* pull,
+void inner(const Triangle& s, const typename A::Sum* e1, const typename A::Sum* e2, const typename A::Sum* packed,
+           const typename A::Sum* v1, const typename A::Sum* v2, const typename A::Sum* pull,
            const int32_t* ranges, int swapped, typename A::Sum* out, typename A::Sum* dv1, char* space, int threads) {
     using Sum = typename A::Sum;
     using Vector = typename A::Vector;
-    constexpr long R = rows_of(kTileVectors);
-    const long row = round_up(s.dim, A::kLanes);
+    constexpr long R = kTileRows;
+    const long row = round_up(s.dim, A::kLanes), padded = round_up(s.first, R);
     long bytes = 0;
     InnerSpace<A>(nullptr, s, &bytes);
 #pragma omp parallel num_threads(threads)
@@ -84,19 +91,19 @@ void inner(const Triangle& s, const typename A::Sum* e1, const typename A::Sum* 
         std::memset(w.out, 0, (s.first + 1) * row * sizeof(Sum));
         for (long i = me; i < s.rows; i += all)
             std::memset(out + i * (Backward ? s.first : row), 0, (Backward ? s.first : row) * sizeof(Sum));
+#pragma omp barrier
         for (long l = 0; l < s.second; l += kDepth) {
             const long depth = s.second - l < kDepth ? s.second - l : kDepth;
-            pack_left(e12, j_step, l_step, s.first, l, depth, R, w.left);
-            for (long i = me; i < s.rows; i += all) {
+            const auto one_row = [&](long i) {
                 const int32_t* range = ranges + 4 * i;
                 const long j0 = range[swapped ? 2 : 0], j1 = range[swapped ? 3 : 1];
                 const long l0 = range[swapped ? 0 : 2], l1 = range[swapped ? 1 : 3];
-                if (j0 >= j1 || l0 >= l + depth || l1 <= l) continue;
+                if (j0 >= j1 || l0 >= l + depth || l1 <= l) return;
                 for (long k = 0; k < depth; ++k) {
                     const Sum factor = e2[i * s.second + l + k];
                     for (long c = 0; c < row; ++c) w.right[k * row + c] = factor * v2[(l + k) * row + c];
                 }
-                inner_block<A>(depth, w.left, w.right, row, j0, j1, [&](long j, long first, auto& acc) {
+                inner_block<A>(depth, packed + l * padded, w.right, row, j0, j1, [&](long j, long first, auto& acc) {
                     constexpr int V = std::extent_v<std::remove_reference_t<decltype(acc)>, 1>;
                     const long count = s.first - j < R ? s.first - j : R, at = first * A::kLanes;
                     if constexpr (!Backward) {
@@ -128,6 +135,12 @@ void inner(const Triangle& s, const typename A::Sum* e1, const typename A::Sum* 
                         }
                     }
                 });
+            };
+            if constexpr (Backward) {  // sums over i are kept by thread, so the threads' rows must not change
+                for (long i = me; i < s.rows; i += all) one_row(i);
+            } else {  // rows are independent: whoever is free takes the next
+#pragma omp for schedule(dynamic, 4)
+                for (long i = 0; i < s.rows; ++i) one_row(i);
             }
         }
         if constexpr (Backward) {
@@ -163,7 +176,7 @@ void cross(const Triangle& s, const typename A::Sum* e1, const typename A::Sum* 
            const typename A::Sum* v2, const typename A::Sum* pull, typename A::Sum* out, char* space, int threads) {
     using Sum = typename A::Sum;
     using Vector = typename A::Vector;
-    constexpr long R = rows_of(kTileVectors), V = kTileVectors, kPanel = V * A::kLanes;
+    constexpr long R = kTileRows, V = kTileVectors, kPanel = V * A::kLanes;
     const long row = round_up(s.dim, A::kLanes), columns = round_up(s.second, kPanel);
     long bytes = 0;
     CrossSpace<A>(nullptr, s, &bytes);
@@ -182,14 +195,13 @@ void cross(const Triangle& s, const typename A::Sum* e1, const typename A::Sum* 
         for (long j = from; j < to && j < s.first; ++j) std::memset(out + j * columns, 0, columns * sizeof(Sum));
         for (long i = 0; i < s.rows; i += kCrossRows) {
             const long count = s.rows - i < kCrossRows ? s.rows - i : kCrossRows, depth = count * s.dim;
-            Sum* left = w.left;
-            for (long j = from; j < to; j += R)
-                for (long k = 0; k < count; ++k)
-                    for (long c = 0; c < s.dim; ++c)
-                        for (long r = 0; r < R; ++r, ++left)
-                            *left = j + r < s.first ? e1[(i + k) * s.first + j + r] * v1[(j + r) * row + c] *
-                                                          pull[(i + k) * row + c]
-                                                    : Sum(0);
+            for (long j = from; j < to; ++j)
+                for (long k = 0; k < count; ++k) {
+                    Sum* left = w.left + (j - from) * depth + k * s.dim;
+                    const Sum factor = j < s.first ? e1[(i + k) * s.first + j] : Sum(0);
+                    const Sum *value = v1 + (j < s.first ? j : 0) * row, *pulled = pull + (i + k) * row;
+                    for (long c = 0; c < s.dim; ++c) left[c] = factor * value[c] * pulled[c];
+                }
             for (long l = 0; l < s.second; l += kPanel) {
                 const long wide = s.second - l < kPanel ? s.second - l : kPanel;
                 for (long k = 0; k < count; ++k)
@@ -201,7 +213,7 @@ void cross(const Triangle& s, const typename A::Sum* e1, const typename A::Sum* 
                     }
                 for (long j = from; j < to; j += R) {
                     Vector acc[R][V] = {};
-                    register_tile<A, R, V>(acc, depth, w.left + (j - from) * depth, 1, R, w.right, A::kLanes, kPanel);
+                    register_tile<A, R, V>(acc, depth, w.left + (j - from) * depth, depth, 1, w.right, A::kLanes, kPanel);
                     for (long r = 0; r < R && j + r < s.first; ++r)
                         for (long v = 0; v < V; ++v)
                             *(Vector*)(out + (j + r) * columns + l + v * A::kLanes) += acc[r][v];
@@ -218,6 +230,14 @@ extern "C" {
 #define HC_STRASSEN(NAME, A)                                                                                        \
     long hc_lanes_##NAME() { return hc::A::kLanes; }                                                               \
     long hc_panel_##NAME() { return hc::kTileVectors * hc::A::kLanes; }                                            \
+    long hc_strassen_packed_##NAME(long first, long second) {                                                      \
+        return hc::round_up(first, hc::kTileRows) * second;                                                        \
+    }                                                                                                              \
+    void hc_strassen_pack_##NAME(const void* e12, void* packed, long j_step, long l_step, long first, long second, \
+                                 long threads) {                                                                   \
+        using Sum = hc::A::Sum;                                                                                    \
+        hc::pack_left((const Sum*)e12, j_step, l_step, first, second, (Sum*)packed, (int)threads);                 \
+    }                                                                                                              \
     long hc_strassen_inner_space_##NAME(long first, long dim) {                                                    \
         long bytes = 0;                                                                                            \
         hc::InnerSpace<hc::A>(nullptr, hc::Triangle{1, first, 1, dim}, &bytes);                                    \
@@ -228,21 +248,21 @@ extern "C" {
         hc::CrossSpace<hc::A>(nullptr, hc::Triangle{1, first, second, dim}, &bytes);                               \
         return bytes;                                                                                              \
     }                                                                                                              \
-    void hc_strassen_forward_##NAME(const void* e1, const void* e2, const void* e12, const void* v1,               \
+    void hc_strassen_forward_##NAME(const void* e1, const void* e2, const void* packed, const void* v1,            \
                                     const void* v2, const int32_t* ranges, void* out, void* space, long rows,      \
                                     long first, long second, long dim, long threads) {                             \
         using Sum = hc::A::Sum;                                                                                    \
         hc::inner<hc::A, false>(hc::Triangle{rows, first, second, dim}, (const Sum*)e1, (const Sum*)e2,            \
-                                (const Sum*)e12, second, 1, (const Sum*)v1, (const Sum*)v2, nullptr, ranges, 0,    \
+                                (const Sum*)packed, (const Sum*)v1, (const Sum*)v2, nullptr, ranges, 0,            \
                                 (Sum*)out, nullptr, (char*)space, (int)threads);                                        \
     }                                                                                                              \
-    void hc_strassen_backward_##NAME(const void* e1, const void* e2, const void* e12, const void* v1,              \
+    void hc_strassen_backward_##NAME(const void* e1, const void* e2, const void* packed, const void* v1,           \
                                      const void* v2, const void* pull, const int32_t* ranges, void* da, void* dv1, \
-                                     void* space, long rows, long first, long second, long dim, long j_step,       \
-                                     long l_step, long swapped, long threads) {                                     \
+                                     void* space, long rows, long first, long second, long dim, long swapped,      \
+                                      long threads) {                                     \
         using Sum = hc::A::Sum;                                                                                    \
         hc::inner<hc::A, true>(hc::Triangle{rows, first, second, dim}, (const Sum*)e1, (const Sum*)e2,             \
-                               (const Sum*)e12, j_step, l_step, (const Sum*)v1, (const Sum*)v2, (const Sum*)pull,  \
+                               (const Sum*)packed, (const Sum*)v1, (const Sum*)v2, (const Sum*)pull,               \
                                ranges, swapped, (Sum*)da, (Sum*)dv1, (char*)space, (int)threads);                       \
     }                                                                                                              \
     void hc_strassen_cross_##NAME(const void* e1, const void* e2, const void* v1, const void* v2,                  \

@@ -142,19 +142,23 @@ void forward(const Shape& s, const typename A::Input* q, const typename A::Input
 #pragma omp parallel num_threads(threads)
     {
 #ifdef _OPENMP
-        const long me = omp_get_thread_num(), all = omp_get_num_threads();
+        const long me = omp_get_thread_num();
 #else
-        const long me = 0, all = 1;
+        const long me = 0;
 #endif
         const ForwardSpace<A> w(space + me * bytes, s, nullptr);
         for (long g = 0; g < s.groups; ++g) {
-            // Rows are dealt in turn: their costs differ with causal masks. Each thread packs its own keys.
-            long i = (me + all - g % all) % all;
-            if (i >= s.rows) continue;
             const long keys = g * s.tokens * s.dim, values = g * s.tokens * s.v_dim;
-            pack_columns<A>(k2 + keys, s.tokens, s.dim, z.key_vectors, w.k2);
-            pack_rows<A>(v2 + values, s.tokens, s.v_dim, z.keys, z.v_row, w.v2);
-            for (; i < s.rows; i += all) {
+            bool packed = false;
+            // Rows are independent, and with causal masks of different cost: whoever is free takes the next. Each thread
+            // packs the keys for itself, which is 1/N of the work.
+#pragma omp for schedule(dynamic, 4) nowait
+            for (long i = 0; i < s.rows; ++i) {
+                if (!packed) {
+                    pack_columns<A>(k2 + keys, s.tokens, s.dim, z.key_vectors, w.k2);
+                    pack_rows<A>(v2 + values, s.tokens, s.v_dim, z.keys, z.v_row, w.v2);
+                    packed = true;
+                }
                 const int32_t* range = ranges + g * 4 * s.rows + i;
                 const long j0 = range[0], j1 = range[s.rows], l0 = range[2 * s.rows], l1 = range[3 * s.rows];
                 const long row = g * s.rows + i;
