@@ -67,9 +67,7 @@ class Bench:
             calls.append(lambda problem=problem, tensors=tensors: problem.run(tensors))
         return least_seconds(calls, self.seconds, at_least=5)
 
-    def hold(
-        self, what: str, value: float, *, at_least: float | None = None, at_most: float | None = None
-    ) -> None:
+    def hold(self, what: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
         """Record a figure and its bound."""
         bound = at_least if at_least is not None else at_most
         assert bound is not None
@@ -90,9 +88,7 @@ class Bench:
             "GFLOP/s": rate / 1e9,
             "matrix product, GFLOP/s": gemm_rate / 1e9,
         }
-        self.hold(
-            "third order N=512 float32: fraction of the matrix product", rate / gemm_rate, at_least=0.60
-        )
+        self.hold("third order N=512 float32: fraction of the matrix product", rate / gemm_rate, at_least=0.60)
         naive = naive_seconds(problem, tensors, self.seconds)
         if naive is not None:
             self.hold("third order N=512 float32: times faster than the einsum", naive / own, at_least=5.0)
@@ -108,14 +104,10 @@ class Bench:
                 self.problem("third_order", 512, dtype=dtype),
                 self.problem("third_order", 512, dtype=dtype, backward=True),
             )
-            self.hold(
-                f"third order N=512 {dtype}: forward and backward over forward", both / forward, at_most=4.5
-            )
+            self.hold(f"third order N=512 {dtype}: forward and backward over forward", both / forward, at_most=4.5)
         third, strassen = self.seconds_of(self.problem("third_order", 1024), self.problem("strassen", 1024))
         self.hold("Strassen N=1024: times faster than third order", third / strassen, at_least=2.5)
-        forward, both = self.seconds_of(
-            self.problem("strassen", 512), self.problem("strassen", 512, backward=True)
-        )
+        forward, both = self.seconds_of(self.problem("strassen", 512), self.problem("strassen", 512, backward=True))
         self.hold("Strassen N=512: forward and backward over forward", both / forward, at_most=4.5)
 
     def window(self) -> None:
@@ -143,9 +135,7 @@ class Bench:
 
 def main() -> int:
     """Run every figure, print the table, and say by the exit code whether all bounds were met."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--path", choices=build.PATHS, default="auto")
@@ -162,11 +152,7 @@ def main() -> int:
     kernel = build.build().description if path == "compiled" else ""
     if options.json:
         figures = [{**vars(figure), "held": figure.held} for figure in bench.figures]
-        print(
-            json.dumps(
-                {"path": path, "kernel": kernel, "threads": threads, "figures": figures, **bench.times}
-            )
-        )
+        print(json.dumps({"path": path, "kernel": kernel, "threads": threads, "figures": figures, **bench.times}))
     else:
         print(f"path {path} {kernel}, {threads} threads")
         print("| figure | measured | bound | |\n|---|---|---|---|")

@@ -112,9 +112,7 @@ def table() -> list[Case]:
     return cases
 
 
-def streams(
-    case: Case, seed: int = 0, scale: float = 1.0
-) -> tuple[list[Tensor], tuple[Any, ...], dict[str, Any]]:
+def streams(case: Case, seed: int = 0, scale: float = 1.0) -> tuple[list[Tensor], tuple[Any, ...], dict[str, Any]]:
     """The tensors of a case (leaves that ask for gradients), the operator's arguments and its options."""
     kind = KINDS[case.kind]
     generator = torch_generator(seed, "attention case", str(case), case.tokens, case.dim, case.v_dim)

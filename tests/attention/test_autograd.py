@@ -75,9 +75,7 @@ def test_inductor_takes_the_operator() -> None:
     torch.testing.assert_close(compiled(x)[0], layer(x)[0])
 
 
-@pytest.mark.parametrize(
-    "kind", ["pairwise", "third_order", "order_5", "strassen", "triangular", "tree_fork"]
-)
+@pytest.mark.parametrize("kind", ["pairwise", "third_order", "order_5", "strassen", "triangular", "tree_fork"])
 def test_vmap_is_a_loop(kind: str) -> None:
     case = cases.Case(kind, cases.FLOAT64, 1, 2, 1, "causal", None, tokens=3)
     call, leaves = flat(case)
@@ -86,9 +84,7 @@ def test_vmap_is_a_loop(kind: str) -> None:
     torch.testing.assert_close(torch.func.vmap(call)(*stacks), wanted, rtol=1e-12, atol=1e-13)
     # One tensor mapped along another axis, the rest shared.
     moved = stacks[0].movedim(0, -1)
-    found = torch.func.vmap(call, in_dims=(-1, *(None for _ in stacks[1:])))(
-        moved, *(s[0] for s in stacks[1:])
-    )
+    found = torch.func.vmap(call, in_dims=(-1, *(None for _ in stacks[1:])))(moved, *(s[0] for s in stacks[1:]))
     wanted = torch.stack([call(stacks[0][i], *(stack[0] for stack in stacks[1:])) for i in range(3)])
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13)
 

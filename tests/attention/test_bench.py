@@ -64,9 +64,7 @@ def test_logits_have_unit_variance() -> None:
 
 
 def test_measure_answers_every_question(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = (
-        "operator bench third-order --tokens 24 --dim 8 --heads 2 --backward --seconds 0 --threads 1 --json"
-    )
+    arguments = "operator bench third-order --tokens 24 --dim 8 --heads 2 --backward --seconds 0 --threads 1 --json"
     with pytest.raises(SystemExit) as left:
         main(arguments.split())
     assert left.value.code == 0
@@ -139,7 +137,5 @@ def test_a_failed_memory_process_says_why(monkeypatch: pytest.MonkeyPatch) -> No
         return subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nMemoryError: no room\n")
 
     monkeypatch.setattr(bench.subprocess, "run", killed)
-    with pytest.raises(
-        HeadcountError, match=r"the process that measures memory failed: MemoryError: no room"
-    ):
+    with pytest.raises(HeadcountError, match=r"the process that measures memory failed: MemoryError: no room"):
         bench.extra_peak_bytes(Problem("third_order", 4), 1)

@@ -60,14 +60,10 @@ def test_no_compiler_means_torch(cache: Path, monkeypatch: pytest.MonkeyPatch) -
     assert build.build().reason == "no C++ compiler found (looked for $CXX, c++, g++, clang++)"
 
 
-def test_a_compiler_that_fails_means_torch(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_compiler_that_fails_means_torch(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It answers what it is, but cannot compile: the reason is its own first error."""
     fake = tmp_path / "cxx"
-    fake.write_text(
-        '#!/bin/sh\ncase "$*" in *-dM*) echo fake;; *) echo "error: out of paper" >&2; exit 1;; esac\n'
-    )
+    fake.write_text('#!/bin/sh\ncase "$*" in *-dM*) echo fake;; *) echo "error: out of paper" >&2; exit 1;; esac\n')
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
     assert build.build() == build.Built(None, "error: out of paper")
@@ -112,9 +108,7 @@ def test_unknown_paths_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HeadcountError, match="fast is no path"), build.use("fast"):
         pass
     monkeypatch.setenv("HEADCOUNT_KERNELS", "quick")
-    with pytest.raises(
-        HeadcountError, match="HEADCOUNT_KERNELS=quick is no path; use one of auto, torch, compiled"
-    ):
+    with pytest.raises(HeadcountError, match="HEADCOUNT_KERNELS=quick is no path; use one of auto, torch, compiled"):
         build.path()
 
 
@@ -132,10 +126,7 @@ def test_compiled_path_without_kernels_is_an_error(monkeypatch: pytest.MonkeyPat
 @needs_compiler
 def test_one_and_two_threads_agree() -> None:
     """Forward rows are independent of the threads; sums of gradients differ by rounding alone."""
-    x = [
-        torch.randn(1, 2, 130, 16, generator=torch.Generator().manual_seed(i)).requires_grad_()
-        for i in range(5)
-    ]
+    x = [torch.randn(1, 2, 130, 16, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(5)]
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2):

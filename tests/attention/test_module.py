@@ -58,9 +58,7 @@ def test_takes_the_place_of_self_attn(training: bool) -> None:
 
 
 def test_third_order_streams_are_the_projections() -> None:
-    layer = SelfAttention(
-        8, 4, "third_order", kv_heads=2, head_dim=3, v_dim=5, window=(3, 2), dtype=torch.float64
-    )
+    layer = SelfAttention(8, 4, "third_order", kv_heads=2, head_dim=3, v_dim=5, window=(3, 2), dtype=torch.float64)
     x = tokens(2, 6, 8)
     q = layer.q_proj(x).view(2, 6, 4, 3).transpose(1, 2)
     k = layer.k_proj(x).view(2, 6, 2, 2, 3).permute(2, 0, 3, 1, 4)

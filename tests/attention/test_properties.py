@@ -81,9 +81,7 @@ def call(kind: str, tensors: list[Tensor], **options) -> Tensor:
     return entry.call(*entry.pack(tensors[:q], tensors[q:k], tensors[k:]), **options)
 
 
-@pytest.mark.parametrize(
-    "kind", ["pairwise", "third_order", "order_4", "strassen", "tree_fork", "triangular"]
-)
+@pytest.mark.parametrize("kind", ["pairwise", "third_order", "order_4", "strassen", "tree_fork", "triangular"])
 def test_tokens_may_be_permuted(kind: str) -> None:
     leaves, _, _ = cases.streams(cases.Case(kind, FLOAT64, 1, 2, 1, "full", None, tokens=5))
     order = torch.randperm(5, generator=torch.Generator().manual_seed(1))
@@ -96,9 +94,7 @@ def test_tokens_may_be_permuted(kind: str) -> None:
     torch.testing.assert_close(moved, permute(out), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize(
-    "kind", ["pairwise", "third_order", "order_4", "strassen", "tree_chain", "triangular"]
-)
+@pytest.mark.parametrize("kind", ["pairwise", "third_order", "order_4", "strassen", "tree_chain", "triangular"])
 def test_a_common_shift_of_the_logits_changes_nothing(kind: str) -> None:
     """One more coordinate that is constant in all queries and keys adds a constant to every logit."""
     leaves, _, _ = cases.streams(cases.Case(kind, FLOAT64, 2, 2, 2, "full", None, tokens=4))
@@ -109,24 +105,18 @@ def test_a_common_shift_of_the_logits_changes_nothing(kind: str) -> None:
     torch.testing.assert_close(shifted, out, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "kind", ["pairwise", "third_order", "order_4", "strassen", "tree_chain", "triangular"]
-)
+@pytest.mark.parametrize("kind", ["pairwise", "third_order", "order_4", "strassen", "tree_chain", "triangular"])
 def test_scales(kind: str) -> None:
     """The scale may be moved into the tensors, and the output is linear in each set of values."""
     leaves, _, _ = cases.streams(cases.Case(kind, FLOAT64, 1, 2, 1, "causal", None, tokens=4))
     entry = cases.KINDS[kind]
     both = kind in ("strassen", "tree_chain")  # every inner product holds two streams
-    scaled = [
-        t * (2.0 if both or i == 0 else 1.0) for i, t in enumerate(leaves[: entry.queries + entry.keys])
-    ]
+    scaled = [t * (2.0 if both or i == 0 else 1.0) for i, t in enumerate(leaves[: entry.queries + entry.keys])]
     values = leaves[entry.queries + entry.keys :]
     out = call(kind, leaves, scale=1.2)
     same = call(kind, [*scaled, *values], scale=0.3 if both else 0.6)
     torch.testing.assert_close(same, out, rtol=1e-12, atol=1e-13)
-    tripled = call(
-        kind, [*leaves[: entry.queries + entry.keys], *(3.0 * value for value in values)], scale=1.2
-    )
+    tripled = call(kind, [*leaves[: entry.queries + entry.keys], *(3.0 * value for value in values)], scale=1.2)
     factor = 3.0 ** (1 if kind in ("pairwise",) else len(values))
     torch.testing.assert_close(tripled, factor * out, rtol=1e-12, atol=1e-13)
     default = call(kind, leaves)

@@ -48,9 +48,7 @@ def head(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("sides", [1, 2, 3])
-@pytest.mark.parametrize(
-    ("causal", "window", "pad"), [(False, None, None), (True, None, 0), (False, 2, None)]
-)
+@pytest.mark.parametrize(("causal", "window", "pad"), [(False, None, None), (True, None, 0), (False, 2, None)])
 def test_order_s(sides: int, causal: bool, window: int | None, pad: int | None) -> None:
     q = numbers(N, D, seed=0)
     ks, vs = (
@@ -125,9 +123,7 @@ def test_positions_of_a_few_queries() -> None:
 
 def test_too_large() -> None:
     x = torch.zeros(1, 1, 500, 1)
-    with pytest.raises(
-        HeadcountError, match=r"\(1, 1, 500, 500, 500\) means 125,000,000 logits, more than 67,108,864"
-    ):
+    with pytest.raises(HeadcountError, match=r"\(1, 1, 500, 500, 500\) means 125,000,000 logits, more than 67,108,864"):
         reference.third_order(x, x, x, x, x)
     with pytest.raises(HeadcountError, match="pass fewer queries"):
         reference.order_s(x, [x] * 3, [x] * 3)

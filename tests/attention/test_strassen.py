@@ -49,9 +49,7 @@ def test_any_size_of_logits(size: float, dtype: torch.dtype, path: str) -> None:
     room = 1e-12 if dtype == torch.float64 else 2e-5
     for one, other in zip([found, *grads], [wanted, *truths], strict=True):
         scale = max(1.0, float(other.detach().abs().max()))
-        assert float((one.double() - other.double()).detach().abs().max()) <= room * scale * max(
-            1.0, size / 30
-        )
+        assert float((one.double() - other.double()).detach().abs().max()) <= room * scale * max(1.0, size / 30)
 
 
 def test_unit_logits_are_all_certified() -> None:

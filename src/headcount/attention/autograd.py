@@ -147,9 +147,7 @@ def _vmap_rule(op: Callable[..., Any]) -> Callable[..., Any]:
         folded = []
         for value, axis in zip(args, in_dims, strict=True):
             if isinstance(value, Tensor):
-                value = (
-                    value.unsqueeze(0).expand(size, *value.shape) if axis is None else value.movedim(axis, 0)
-                )
+                value = value.unsqueeze(0).expand(size, *value.shape) if axis is None else value.movedim(axis, 0)
                 value = value.flatten(0, 1)
             folded.append(value)
         out = op(*folded)

@@ -273,9 +273,7 @@ def naive_seconds(problem: Problem, tensors: Sequence[Tensor], seconds: float) -
     if (entry.pairs or problem.name == "tree") and (problem.causal or problem.window is not None):
         return None
     rows = problem.tokens**2 if entry.pairs else problem.tokens
-    channels = (
-        problem.dim if entry.pairs else 1
-    )  # the pairs' values cannot be summed without the paths' products
+    channels = problem.dim if entry.pairs else 1  # the pairs' values cannot be summed without the paths' products
     logits = problem.batch * problem.heads * rows * problem.tokens**entry.axes * channels
     copies = 6 if problem.backward else 3
     if logits * DTYPES[problem.dtype].itemsize * copies > psutil.virtual_memory().available / 2:
@@ -311,9 +309,7 @@ def max_error(problem: Problem, tensors: Sequence[Tensor], out: Tensor) -> tuple
         keys = slice(low, place + 1 if problem.causal or problem.window is not None else tokens)
         queries = [tensor[:, :, place : place + 1] for tensor in given[: entry.queries]]
         others = [tensor[:, :, keys] for tensor in given[entry.queries :]]
-        truths.append(
-            entry.truth(*queries, *others, positions=torch.tensor([place - low]), **problem.options)
-        )
+        truths.append(entry.truth(*queries, *others, positions=torch.tensor([place - low]), **problem.options))
     return _compare(out[:, :, places], torch.cat(truths, dim=2))
 
 
@@ -332,13 +328,10 @@ def extra_peak_bytes(problem: Problem, threads: int) -> int | None:
         return None
     code = "from headcount.attention.bench import report_peak; report_peak()"
     request = json.dumps({"problem": asdict(problem), "threads": threads, "path": build.path()})
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=request, text=True, capture_output=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], input=request, text=True, capture_output=True, check=False)
     if done.returncode != 0:
         raise HeadcountError(
-            "the process that measures memory failed: "
-            + (done.stderr.strip().splitlines() or ["killed"])[-1],
+            "the process that measures memory failed: " + (done.stderr.strip().splitlines() or ["killed"])[-1],
             fix="use fewer tokens, or leave memory out",
         )
     return json.loads(done.stdout)["extra_peak_bytes"]

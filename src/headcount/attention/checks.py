@@ -43,14 +43,10 @@ def check_common(
                 fix=f"pass ({', '.join(axes)})",
             )
         if 0 in tensor.shape:
-            raise HeadcountError(
-                f"{operator}: {name} {tuple(tensor.shape)} is empty", fix="give every axis at least 1"
-            )
+            raise HeadcountError(f"{operator}: {name} {tuple(tensor.shape)} is empty", fix="give every axis at least 1")
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
-        named = ", ".join(
-            f"{name} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in tensors.items()
-        )
+        named = ", ".join(f"{name} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in tensors.items())
         raise HeadcountError(
             f"{operator}: dtypes {named}", fix="use one of float64, float32 and bfloat16 for every tensor"
         )

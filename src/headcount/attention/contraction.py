@@ -144,9 +144,7 @@ class Compiled:
             e1, e2 = given.e1[g].contiguous(), given.e2[g].contiguous()
             packed, transposed = given.prepared[g]
             value1, value2, pulled = padded1[g], padded2[g], padded_pull[g]
-            first, dv1 = self.kernels.inner_backward(
-                e1, e2, packed, value1, value2, pulled, ranges[g], swapped=False
-            )
+            first, dv1 = self.kernels.inner_backward(e1, e2, packed, value1, value2, pulled, ranges[g], swapped=False)
             second, dv2 = self.kernels.inner_backward(
                 e2, e1, transposed, value2, value1, pulled, ranges[g], swapped=True
             )

@@ -14,9 +14,7 @@ TUPLE = "jklmn"
 """Letters of the tuple's axes in einsum formulas; b, h, i, c are batch, heads, queries and channels."""
 
 
-def weighted_sum(
-    logits: Tensor, allowed: Sequence[Tensor], values: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def weighted_sum(logits: Tensor, allowed: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Softmax over the tuples that are allowed, applied to products of values.
 
     ``out_i = sum_T P_iT prod_s v_s[T_s]`` with ``P_iT = exp(logit_iT - lse_i)`` on tuples T with every T_s

@@ -89,9 +89,7 @@ def chunks(
             r = slice(r_start, min(r_start + row_step, rows))
             part = bounds[g, :, :, r]
             j, l = (
-                slice(
-                    int(part[:, side, 0].min()), max(int(part[:, side, 1].max()), int(part[:, side, 0].min()))
-                )
+                slice(int(part[:, side, 0].min()), max(int(part[:, side, 1].max()), int(part[:, side, 0].min())))
                 for side in (0, 1)
             )
             if j.stop == j.start or l.stop == l.start:
@@ -138,9 +136,7 @@ def _widest(ranges: Tensor) -> int:
     return int((ranges[:, :, 1] - ranges[:, :, 0]).amax().clamp(min=1))
 
 
-def _scaled_exponential(
-    logits: Tensor, ranges: Tensor, keys: slice, wide: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _scaled_exponential(logits: Tensor, ranges: Tensor, keys: slice, wide: torch.dtype) -> tuple[Tensor, Tensor]:
     """exp(logits - row maximum), zero outside of the ranges (g, 2, rows), and the row maxima."""
     low, high = ranges[:, 0, :, None], ranges[:, 1, :, None]
     if bool((low > keys.start).any() | (high < keys.stop).any()):

@@ -35,8 +35,7 @@ def check_order(operator: str, ordered: bool, queries: int, keys: int) -> None:
     if ordered and queries > keys:
         raise HeadcountError(
             f"{operator}: {queries} queries have no place among {keys} keys",
-            fix="with causal or window, queries are the last positions of the keys' sequence: "
-            "pass at most as many",
+            fix="with causal or window, queries are the last positions of the keys' sequence: pass at most as many",
         )
 
 

@@ -67,9 +67,7 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         if kind not in KINDS:
-            raise HeadcountError(
-                f"SelfAttention: no operator is called {kind}", fix=f"use {', '.join(KINDS)}"
-            )
+            raise HeadcountError(f"SelfAttention: no operator is called {kind}", fix=f"use {', '.join(KINDS)}")
         if (order is not None) != (kind == "order_s") or (parents is not None) != (kind == "tree"):
             raise HeadcountError(
                 f"SelfAttention: kind {kind} with order={order}, parents={parents}",
@@ -128,9 +126,7 @@ class SelfAttention(nn.Module):
     ) -> tuple[Float[Tensor, "batch *tokens embed_dim"], None]:
         """Attend; ``attn_mask`` may only repeat ``is_causal=True``, as nn.MultiheadAttention wants it."""
         if any(other is not None and other is not query for other in (key, value)):
-            raise HeadcountError(
-                "SelfAttention: key or value is not the query", fix="pass the same tensor for all"
-            )
+            raise HeadcountError("SelfAttention: key or value is not the query", fix="pass the same tensor for all")
         if need_weights:
             raise HeadcountError(
                 "SelfAttention: attention weights are never formed", fix="call it with need_weights=False"

@@ -12,9 +12,7 @@ LETTERS = "jklm"
 """Axes of a tuple of keys; b, h, i, c are batch, heads, queries and channels."""
 
 
-def naive(
-    name: str, sides: int, tokens: int, causal: bool, window: Sequence[int] | None
-) -> Callable[..., Tensor]:
+def naive(name: str, sides: int, tokens: int, causal: bool, window: Sequence[int] | None) -> Callable[..., Tensor]:
     """The operator ``name`` on tuples of ``sides`` keys as a function of its tensors, all in a row."""
     letters = LETTERS[:sides]
 

@@ -81,9 +81,7 @@ def _backward(
     return dq[:, 0, :, : q.shape[-1]], dk[:, 0, :, : k.shape[-1]], dv[:, 0, :, : v.shape[-1]]
 
 
-def _explicit(
-    q: Tensor, k: Tensor, bias: Tensor, v: Tensor, ranges: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+def _explicit(q: Tensor, k: Tensor, bias: Tensor, v: Tensor, ranges: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     logits = (q @ k.mT) * scale + bias[:, None, :]
     out, lse = weighted_sum(logits[:, None], [allowed(ranges[:, 0], k.shape[1])], [v[:, None]])
     return out[:, 0], lse[:, 0]
@@ -192,6 +190,4 @@ def pairwise(
 
 def on_accelerator(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
     """PyTorch's own dispatch, which picks the fused kernel of the device."""
-    return scaled_dot_product_attention(
-        q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    return scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])

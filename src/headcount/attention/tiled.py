@@ -167,10 +167,7 @@ class _Block:
         spans = [int(high - low) for low, high in zip(self.low[:-1], self.high[:-1], strict=True)]
         place = np.unravel_index(np.arange(start, stop), spans)
         device = self.ranges.device
-        return [
-            torch.from_numpy(index + int(low)).to(device)
-            for index, low in zip(place, self.low[:-1], strict=True)
-        ]
+        return [torch.from_numpy(index + int(low)).to(device) for index, low in zip(place, self.low[:-1], strict=True)]
 
 
 @dataclass
@@ -222,9 +219,7 @@ class _Tile:
             else:
                 place = tokens
             out_of_range = (place < low) | (place >= high)
-            out_of_range = (
-                out_of_range[..., None, :] if side == len(self.lead) else out_of_range[..., :, None]
-            )
+            out_of_range = out_of_range[..., None, :] if side == len(self.lead) else out_of_range[..., :, None]
             result = out_of_range if result is None else result | out_of_range
         return result
 

@@ -48,9 +48,7 @@ def _steps(q: Tensor) -> list[tuple[slice, slice]]:
     ]
 
 
-def _forward(
-    q: Tensor, k: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     wide = accumulation_dtype(q.dtype)
     out = q.new_empty((*q.shape[:3], v1.shape[-1]), dtype=wide)
     lse = torch.empty(q.shape[:3], dtype=wide, device=q.device)
@@ -112,9 +110,7 @@ def _backward(
     return dq.to(given), dk.to(given), dv1.to(given), dv2.to(given)
 
 
-def _explicit(
-    q: Tensor, k: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+def _explicit(q: Tensor, k: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     logits = torch.einsum("gilc,gljc->gijl", q, k) * scale
     place = torch.arange(q.shape[1], device=q.device)
     pair = torch.maximum(place[:, None], place[None, :])

@@ -11,9 +11,7 @@ from headcount.cli.common import Json, Seed, emit_json, progress_bars, show
 
 def register(app: typer.Typer) -> None:
     """Add ``headcount operator``."""
-    group = typer.Typer(
-        no_args_is_help=True, help="Attention operators beyond pairs: what there is, and its speed."
-    )
+    group = typer.Typer(no_args_is_help=True, help="Attention operators beyond pairs: what there is, and its speed.")
     group.command("list")(list_operators)
     group.command("bench")(bench)
     app.add_typer(group, name="operator")

@@ -117,9 +117,7 @@ def third_order_backward(
     return tuple(grad.to(q.dtype) for grad in grads)
 
 
-def pairwise_forward(
-    q: Tensor, k: Tensor, v: Tensor, ranges: Tensor, scale: float
-) -> tuple[Tensor, Tensor] | None:
+def pairwise_forward(q: Tensor, k: Tensor, v: Tensor, ranges: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
     """(out, lse) for few queries and many keys."""
     library = _library(q)
     if library is None:
@@ -169,9 +167,7 @@ class Strassen:
         _call(self.library, f"hc_strassen_pack_{self.name}", e12, out, *steps, first, second, threads)
         return out
 
-    def forward(
-        self, e1: Tensor, e2: Tensor, packed: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor
-    ) -> Tensor:
+    def forward(self, e1: Tensor, e2: Tensor, packed: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor) -> Tensor:
         """sum_j e1_ij v1_jc sum_l e12_jl e2_il v2_lc, (I, padded dim), from padded v1, v2; ranges (I, 4)."""
         rows, first, second, dim = e1.shape[0], e1.shape[1], e2.shape[1], v1.shape[1]
         threads = _threads(2.0 * rows * first * second * dim)

@@ -1,0 +1,203 @@
+"""What is built: explicit weights whose dimension stands against the lower bounds.
+
+``qsa-polytope`` (THEORY section 4, after [A] Theorem 3) has keys t, t^2, ..., t^(2q) and, for the subset y,
+the coefficients of -prod_{j in y} (t - t_j)^2 as its query: the logit is 0 on y and at most -1 at every
+other integer, up to a constant that softmax drops. All numbers are integers, of up to 2q log2 N bits. Split
+into digits of p bits they are embeddings of p-bit numbers for *any* p, and the query and key matrices,
+which put the digits together with powers of two, are as free as in the bound ``qsa-bits``: that pair of
+numbers brackets the same thing, p-bit embeddings with exact arithmetic after them. (Rounding inside the
+arithmetic, too, is another question; ``headcount construct`` answers it by simulation.)
+
+m counts, as for the bounds, the wider of two vectors: the one that keys and values are read from and the
+one that queries are read from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from headcount.bounds.base import Sizes
+from headcount.errors import HeadcountError
+
+
+@dataclass(frozen=True)
+class Built:
+    """One construction at given sizes."""
+
+    id: str
+    embedding_dim: int
+    needs_bits: int
+    """Bits of an embedding entry."""
+    arithmetic: str
+    """What else it takes to run it."""
+    guarantee: str = "all inputs"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields of the JSON answer."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class LimbPolytope:
+    """qSA with embeddings of p-bit integers, p >= 2, for every subset: within ``epsilon`` of the target.
+
+    Positions are centred, |t| <= h = ceil((N-1)/2): |t^k| <= h^k, and the coefficient of t^k is at most
+    C(2q, k) h^(2q-k). A number of b bits takes ceil(b / (p-1)) digits in (-2^(p-1), 2^(p-1)), each with its
+    sign. Values are rounded to F bits after the point with sqrt(d') 2^-(F+1) <= epsilon/2, and the scale
+    alpha of the logits leaves the mass (N-q)/q e^-alpha <= epsilon/4 off the subset, which costs at most
+    twice that.
+    """
+
+    tokens: int
+    sparsity: int
+    dim: int
+    precision_bits: int
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        if self.precision_bits < 2:
+            raise HeadcountError("digits with a sign need 2 bits", fix="choose precision_bits of at least 2")
+
+    @property
+    def middle(self) -> int:
+        """The token at t = 0."""
+        return (self.tokens - 1) // 2
+
+    @property
+    def fraction(self) -> int:
+        """F: bits of a value after the point."""
+        return max(0, math.ceil(math.log2(math.sqrt(self.dim) / self.epsilon)))
+
+    @property
+    def alpha(self) -> float:
+        """The scale of the logits."""
+        rest = self.tokens - self.sparsity
+        return math.log(4 * rest / (self.sparsity * self.epsilon)) if rest else 1.0
+
+    def limbs(self, bits: int) -> int:
+        """Digits of a number of so many bits."""
+        return -(-bits // (self.precision_bits - 1))
+
+    @cached_property
+    def _key_bits(self) -> list[int]:
+        """Bits of t, t^2, ..., t^(2q)."""
+        half = max(1, self.tokens - 1 - self.middle)
+        return [_bits_below(k * math.log2(half)) for k in range(1, 2 * self.sparsity + 1)]
+
+    @cached_property
+    def _query_bits(self) -> list[int]:
+        """Bits of the coefficients of t, ..., t^(2q)."""
+        half, degree = max(1, self.tokens - 1 - self.middle), 2 * self.sparsity
+        return [_bits_below(_log2_binomial(degree, k) + (degree - k) * math.log2(half)) for k in range(1, degree + 1)]
+
+    @property
+    def undivided_bits(self) -> int:
+        """Bits, with the sign, of the longest number: with so many a digit is a whole number."""
+        return 1 + max(*self._key_bits, *self._query_bits, self.fraction + 1)
+
+    @property
+    def embedding_dim(self) -> int:
+        """m: digits of the wider vector."""
+        values = self.dim * self.limbs(self.fraction + 1)
+        keys, queries = (sum(map(self.limbs, bits)) for bits in (self._key_bits, self._query_bits))
+        return max(values + keys, queries)
+
+    def _digits(self, number: int, count: int) -> list[int]:
+        """Digits, the lowest first, all with the number's sign."""
+        base, size, sign = 2 ** (self.precision_bits - 1), abs(number), 1 if number >= 0 else -1
+        digits = []
+        for _ in range(count):
+            digits.append(sign * (size % base))
+            size //= base
+        assert size == 0, "the number is longer than its bound"
+        return digits
+
+    def _join(self, digits: Sequence[int]) -> int:
+        """What the query and key matrices do: digits times powers of 2^(p-1)."""
+        return sum(digit << (self.precision_bits - 1) * place for place, digit in enumerate(digits))
+
+    def key(self, token: int) -> list[list[int]]:
+        """The p-bit digits of t, t^2, ..., t^(2q)."""
+        t = token - self.middle
+        return [self._digits(t**k, self.limbs(b)) for k, b in enumerate(self._key_bits, start=1)]
+
+    def query(self, subset: Sequence[int]) -> list[list[int]]:
+        """The p-bit digits of the coefficients 1..2q of -prod (t - t_j)^2."""
+        coefficients = [-1]
+        for j in subset:
+            root = j - self.middle
+            for _ in range(2):
+                shifted = [0, *coefficients]
+                coefficients = [a - root * b for a, b in zip(shifted, [*coefficients, 0], strict=True)]
+        numbers = zip(coefficients[1:], self._query_bits, strict=True)
+        return [self._digits(number, self.limbs(bits)) for number, bits in numbers]
+
+    def logits(self, subset: Sequence[int]) -> list[int]:
+        """<query, key> of every token, exact; scaled by ``alpha`` only in the softmax."""
+        query = [self._join(digits) for digits in self.query(subset)]
+        keys = ([self._join(digits) for digits in self.key(token)] for token in range(self.tokens))
+        return [sum(a * b for a, b in zip(query, key, strict=True)) for key in keys]
+
+    def attend(self, z: Sequence[Sequence[float]], subset: Sequence[int]) -> list[float]:
+        """The output at a token with this subset, (d',)."""
+        logits = self.logits(subset)
+        top = max(logits)
+        # exp of anything below -750 is 0 in float64: clip, for the exact gaps have hundreds of bits.
+        weights = [math.exp(self.alpha * max(logit - top, -750)) for logit in logits]
+        step = 2.0**-self.fraction
+        values = [[step * self._join(self._value(entry)) for entry in row] for row in z]
+        total = sum(weights)
+        columns = range(self.dim)
+        return [sum(w * v[c] for w, v in zip(weights, values, strict=True)) / total for c in columns]
+
+    def _value(self, entry: float) -> list[int]:
+        return self._digits(round(entry * 2**self.fraction), self.limbs(self.fraction + 1))
+
+
+def _bits_below(log2: float) -> int:
+    """Bits enough for every integer up to 2^log2; the slack covers the rounding of float64 logarithms."""
+    return math.floor(log2 + 1e-9 * (1 + log2)) + 1
+
+
+def _log2_binomial(n: int, k: int) -> float:
+    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+
+
+def built_qsa(sizes: Sizes) -> list[Built]:
+    """What solves qSA at these sizes: the polytope whole and in p-bit digits, and one-hot keys.
+
+    One-hot keys need no more than 2 bits for keys and queries: key j is the j-th unit vector, the query the
+    indicator of the subset, the logit 1 on it and 0 off it. Their values take digits as the polytope's do.
+    """
+    n, q, dim = sizes.need("tokens"), sizes.need("sparsity"), sizes.need("dim")
+    epsilon, p = sizes.epsilon or 1 / (4 * q), sizes.precision_bits
+    whole = LimbPolytope(n, q, dim, 2, epsilon)
+    exact = "exact arithmetic after the embedding"
+    rows = [Built("qsa-polytope", dim + 2 * q, whole.undivided_bits, exact)]
+    if p is not None and p >= 2:
+        digits = LimbPolytope(n, q, dim, p, epsilon)
+        if p < whole.undivided_bits:
+            rows.append(Built("qsa-polytope in digits", digits.embedding_dim, p, exact))
+        rows.append(Built("one-hot keys", n + dim * digits.limbs(digits.fraction + 1), p, exact))
+    return rows
+
+
+def built_match3(sizes: Sizes) -> list[Built]:
+    """What solves Match3 with one layer of ordinary attention (``layers.histogram_layer``)."""
+    n = sizes.need("tokens")
+    bits = 1 + (-(-n // 2)).bit_length()  # 2^(p-1) - 1 >= N/2
+    return [Built("histogram", sizes.need("modulus"), bits, "the arithmetic of headcount.bounds.pbit")]
+
+
+def smallest_built(rows: Sequence[Built], precision_bits: int | None) -> int | None:
+    """The smallest embedding dimension that solves every input and that p bits are enough for, if any."""
+    fitting = [
+        row.embedding_dim
+        for row in rows
+        if row.guarantee == "all inputs" and (precision_bits is None or row.needs_bits <= precision_bits)
+    ]
+    return min(fitting, default=None)

@@ -1,0 +1,267 @@
+"""``headcount bound``: lower bounds with their status, what is built above them, and the protocols."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from headcount.cli.common import Json, Seed, emit_json, progress_bars, show
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from headcount.bounds import BoundValue, Sizes
+    from headcount.bounds.built import Built
+
+Tokens = Annotated[int, typer.Option("--tokens", help="N: tokens of a sequence.")]
+Sparsity = Annotated[int, typer.Option("--sparsity", help="q: tokens that are averaged.")]
+Dim = Annotated[int, typer.Option("--dim", help="d': dimension of the averaged vectors.")]
+Modulus = Annotated[int | None, typer.Option("--modulus", help="M: residues are taken mod M.")]
+Bits = Annotated[int | None, typer.Option("--precision-bits", help="p: bits of a number.")]
+Heads = Annotated[int, typer.Option("--heads", help="H: attention heads of the layer.")]
+Epsilon = Annotated[
+    float | None, typer.Option("--epsilon", help="Error asked for; by default as small as each bound needs.")
+]
+
+bound = typer.Typer(no_args_is_help=True, help="Lower bounds: what is impossible below, what is built above.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    app.add_typer(bound, name="bound")
+
+
+@bound.command("list")
+def list_bounds(as_json: Json = False) -> None:
+    """Every bound: id, status, and how it grows; a number only where the constant is known."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from headcount import bounds
+
+    known = [bounds.get(id) for id in bounds.ids()]
+    if as_json:
+        fields = ("id", "task", "status", "constant", "source", "statement", "limits", "shape")
+        rows = [{name: getattr(b, name) for name in fields} for b in known]
+        emit_json({"bounds": [{**row, "hypotheses": list(b.hypotheses)} for row, b in zip(rows, known, strict=True)]})
+        return
+    table = Table("id", "status", "constant", "at least", "limits")
+    for b in known:
+        table.add_row(b.id, b.status, b.constant, escape(b.shape), escape(b.limits))
+    show(table)
+
+
+@bound.command("show")
+def show_bound(id: Annotated[str, typer.Argument(help="An id of `bound list`.")], as_json: Json = False) -> None:
+    """One bound: statement, hypotheses, source, and why it holds."""
+    from rich.text import Text
+
+    from headcount import bounds
+
+    b = bounds.get(id)
+    fields: dict[str, Any] = {
+        name: getattr(b, name)
+        for name in ("id", "task", "status", "constant", "statement", "limits", "shape", "source", "argument")
+    }
+    if as_json:
+        emit_json({**fields, "hypotheses": list(b.hypotheses)})
+        return
+    fields["hypotheses"] = "; ".join(b.hypotheses)
+    argument = fields.pop("argument")
+    show(*(Text(f"{name:<11} {value}") for name, value in fields.items()), Text(f"\n{argument}"))
+
+
+@bound.command()
+def qsa(
+    tokens: Tokens,
+    sparsity: Sparsity,
+    dim: Dim = 8,
+    precision_bits: Bits = None,
+    modulus: Modulus = None,
+    heads: Heads = 1,
+    epsilon: Epsilon = None,
+    build: Annotated[
+        bool, typer.Option("--build", help="Also build the constructions of `headcount construct`; seconds.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Sparse averaging: which embedding dimension is impossible below, and which is built above.
+
+    With --modulus the bounds on Match3 with as many tokens are listed too.
+    """
+    from headcount.bounds import Sizes
+    from headcount.bounds.built import built_qsa
+
+    sizes = Sizes(
+        tokens=tokens,
+        sparsity=sparsity,
+        dim=dim,
+        precision_bits=precision_bits,
+        modulus=modulus,
+        heads=heads,
+        epsilon=epsilon,
+    )
+    tasks = ("qsa",) if modulus is None else ("qsa", "match3")
+    _answer("qsa", tasks, sizes, built_qsa(sizes) + (_constructed(sizes) if build else []), as_json)
+
+
+def _constructed(sizes: Sizes) -> list[Built]:
+    """What the constructions' own certificates say, every operation rounded."""
+    from headcount import constructions
+    from headcount.bounds.built import Built
+
+    rows = []
+    given = {name: sizes.need(name) for name in ("tokens", "sparsity", "dim")}
+    epsilon = sizes.epsilon or 1 / (4 * given["sparsity"])
+    for name in ("qsa-polytope", "qsa-certificate"):
+        certificate = constructions.build(name, **given, epsilon=epsilon).certificate
+        arithmetic = "every operation rounded (headcount construct)"
+        dim, bits = certificate.embedding_dim, certificate.bits
+        rows.append(Built(name, dim, bits, arithmetic, certificate.guarantee))
+    return rows
+
+
+@bound.command()
+def match3(
+    tokens: Tokens,
+    modulus: Modulus = None,
+    precision_bits: Bits = None,
+    heads: Heads = 1,
+    as_json: Json = False,
+) -> None:
+    """Triple matching by one layer of ordinary attention."""
+    from headcount.bounds import Sizes
+    from headcount.bounds.built import built_match3
+
+    modulus = tokens + 1 if modulus is None else modulus
+    sizes = Sizes(tokens=tokens, modulus=modulus, precision_bits=precision_bits, heads=heads)
+    _answer("match3", ("match3",), sizes, built_match3(sizes), as_json)
+
+
+@bound.command()
+def induction(tokens: Tokens, precision_bits: Bits = None, heads: Heads = 1, as_json: Json = False) -> None:
+    """Induction heads by one layer."""
+    from headcount.bounds import Sizes
+
+    sizes = Sizes(tokens=tokens, precision_bits=precision_bits, heads=heads)
+    _answer("induction", ("induction",), sizes, [], as_json)
+
+
+@bound.command()
+def composition(
+    domain: Annotated[int, typer.Option("--domain", help="n: elements that the functions map.")],
+    precision_bits: Bits = None,
+    heads: Heads = 1,
+    as_json: Json = False,
+) -> None:
+    """Function composition by one layer."""
+    from headcount.bounds import Sizes
+
+    sizes = Sizes(domain=domain, precision_bits=precision_bits, heads=heads)
+    _answer("composition", ("composition",), sizes, [], as_json)
+
+
+@bound.command("head")
+def head(tokens: Tokens, as_json: Json = False) -> None:
+    """Attention matrices that one head of small dimension cannot form."""
+    from headcount.bounds import Sizes
+
+    _answer("any", ("any",), Sizes(tokens=tokens), [], as_json)
+
+
+def _answer(task: str, tasks: tuple[str, ...], sizes: Sizes, built: list[Built], as_json: bool) -> None:
+    from headcount import bounds
+    from headcount.bounds.built import smallest_built
+    from headcount.bounds.qsa_bits import EMBEDDING
+
+    answers = [b.evaluate(sizes) for name in tasks for b in bounds.of_task(name)]
+    below = {a.bound.id: a.value for a in answers if a.unit == EMBEDDING and a.bound.task == task}
+    always = below.get("qsa-bits")
+    strictest = max(below, key=lambda id: below[id] or 0, default=None)
+    if as_json:
+        emit_json(
+            {
+                "task": task,
+                **{name: value for name, value in vars(sizes).items() if value is not None},
+                "bounds": [a.as_dict() for a in answers],
+                "impossible_below_embedding_dim": always,
+                "impossible_below_under_hypotheses": below[strictest] if strictest else None,
+                "built_embedding_dim": smallest_built(built, sizes.precision_bits),
+                "built": [b.as_dict() for b in built],
+            }
+        )
+        return
+    show(_table(answers))
+    if always is not None:
+        show(f"impossible below embedding dimension {always}: anything that reads p-bit embeddings (qsa-bits)")
+    if strictest and strictest != "qsa-bits":
+        show(f"impossible below embedding dimension {below[strictest]} under the hypotheses of {strictest}")
+    p = sizes.precision_bits
+    for b in built:
+        short = "" if p is None or b.needs_bits <= p else f", more than the {p} given"
+        limits = f"{b.needs_bits} bits{short}; {b.arithmetic}; {b.guarantee}"
+        show(f"built at embedding dimension {b.embedding_dim}: {b.id}, {limits}")
+
+
+def _table(answers: list[BoundValue]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("id", "status", "at least", "unit, or why there is no number")
+    for answer in answers:
+        value = "" if answer.value is None else f"{answer.value:,}"
+        shape = f"{answer.why_not}; shape: {answer.bound.shape}" if answer.value is None else str(answer.unit)
+        table.add_row(answer.bound.id, answer.bound.status, value, escape(shape))
+    return table
+
+
+@bound.command()
+def protocol(
+    task: Annotated[str, typer.Argument(help="match3 or qsa.")],
+    tokens: Annotated[int, typer.Option("--tokens", help="N: tokens of a sequence.")] = 65,
+    width: Annotated[int, typer.Option("--width", help="m: embedding dimension of a random layer.")] = 4,
+    precision_bits: Annotated[int, typer.Option("--precision-bits", help="p: bits of a number.")] = 8,
+    heads: Heads = 1,
+    sparsity: Annotated[int | None, typer.Option("--sparsity", help="q; by default (N-1)/2.")] = None,
+    modulus: Annotated[int | None, typer.Option("--modulus", help="M; by default N + 1 or N + 2.")] = None,
+    dim: Annotated[int, typer.Option("--dim", help="d': dimension of the averaged vectors.")] = 1,
+    layer: Annotated[str, typer.Option("--layer", help="random, or solving: one that solves the task.")] = "random",
+    count: Annotated[int, typer.Option("--count", help="Set-disjointness instances.")] = 20,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Simulate a p-bit attention layer by two parties, every bit counted, on set-disjointness instances.
+
+    The output must equal the layer's own bit for bit (exit 1 if it ever does not); the count is shown
+    beside the bits that disjointness needs.
+    """
+    from headcount.bounds.experiment import run_protocol
+    from headcount.errors import HeadcountError
+
+    if task not in ("match3", "qsa"):
+        raise HeadcountError(f"there is no protocol for {task!r}", fix="choose match3 or qsa")
+    if layer not in ("random", "solving"):
+        raise HeadcountError(f"there is no layer {layer!r}", fix="choose random or solving")
+    kind: Literal["random", "solving"] = "random" if layer == "random" else "solving"
+    with progress_bars() as progress:
+        result = run_protocol(
+            task,
+            tokens=tokens,
+            width=width,
+            precision_bits=precision_bits,
+            heads=heads,
+            sparsity=sparsity,
+            modulus=modulus,
+            dim=dim,
+            layer=kind,
+            count=count,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        emit_json(result.as_dict())
+    else:
+        show(*result.lines())
+    if not result.holds:
+        raise typer.Exit(1)

@@ -1,0 +1,83 @@
+"""Reading the inputs of ``headcount task solve``: JSON, .npy, or a text of integers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headcount.errors import HeadcountError
+
+Inputs = dict[str, NDArray[Any]]
+
+
+def read_inputs(source: str) -> tuple[Inputs, dict[str, Any]]:
+    """The arrays of a file (or - for standard input), and the sizes that it records."""
+    if source == "-":
+        data = sys.stdin.buffer.read()
+    else:
+        try:
+            data = Path(source).read_bytes()
+        except OSError as error:
+            raise HeadcountError(f"cannot read {source}: {error.strerror or error}", fix="check the path") from None
+    if data[:6] == b"\x93NUMPY":
+        try:
+            return {"x": np.load(BytesIO(data), allow_pickle=False)}, {}
+        except (ValueError, EOFError):
+            raise HeadcountError(f"{source} is no readable .npy file", fix="save it again") from None
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise HeadcountError(f"{source} is neither text nor .npy", fix="give JSON or integers") from None
+    if text.lstrip()[:1] in ("[", "{"):
+        return _from_json(source, text)
+    try:
+        values = [int(word) for word in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise HeadcountError(f"{source} holds no integers ({error})", fix="give integers or JSON") from None
+    if not values:
+        raise HeadcountError(f"{source} is empty", fix="give one integer a token")
+    return {"x": _array(source, values)}, {}
+
+
+def sizes_of(name: str, inputs: Inputs) -> dict[str, int]:
+    """The sizes of a task that its inputs show."""
+    if "x" in inputs:
+        return {"tokens": inputs["x"].shape[-1]} if inputs["x"].ndim else {}
+    if not {"z", "y"} <= set(inputs) or inputs["z"].ndim < 2 or inputs["y"].ndim < 1:
+        raise HeadcountError(f"{name} needs its inputs by name", fix="give x, or z and y, in a JSON object")
+    tokens, dim = inputs["z"].shape[-2:]
+    return {"tokens": tokens, "dim": dim, "sparsity": inputs["y"].shape[-1]}
+
+
+def _from_json(source: str, text: str) -> tuple[Inputs, dict[str, Any]]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise HeadcountError(f"{source} is no valid JSON ({error})", fix="check the file") from None
+    if isinstance(value, list):
+        return {"x": _array(source, value)}, {}
+    sizes = value.get("sizes", {})
+    arrays = value.get("inputs", {key: item for key, item in value.items() if isinstance(item, list)})
+    if not isinstance(sizes, dict) or not isinstance(arrays, dict) or not arrays:
+        raise HeadcountError(f"{source} holds no inputs", fix="give a list, or an object with x, or z and y")
+    # What the inputs show is read off them, so that a shortened file is still right.
+    kept = {key: item for key, item in sizes.items() if key not in ("tokens", "dim", "sparsity")}
+    return {key: _array(source, item) for key, item in arrays.items()}, kept
+
+
+def _array(source: str, value: Any) -> NDArray[Any]:
+    try:
+        array = np.array(value)
+    except (ValueError, OverflowError):
+        array = np.array(None)
+    if array.dtype.kind not in "iuf" or array.size == 0:
+        raise HeadcountError(
+            f"{source} holds lists of unequal length or values that are no numbers", fix="check the file"
+        )
+    return array

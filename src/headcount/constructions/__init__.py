@@ -1,0 +1,24 @@
+"""Explicit weights that solve the tasks, their certificates, and the arithmetic in which they fail.
+
+``build(name, ...)`` makes a construction, ``load(folder)`` reads a saved one, ``run(module, ...,
+precision=)`` runs any torch module in simulated p-bit arithmetic.
+"""
+
+from headcount.constructions.base import Construction, ConstructionModule
+from headcount.constructions.certificate import Certificate, Verification
+from headcount.constructions.formats import get_format
+from headcount.constructions.registry import build, load, names, options
+from headcount.constructions.simulate import run
+
+__all__ = [
+    "Certificate",
+    "Construction",
+    "ConstructionModule",
+    "Verification",
+    "build",
+    "get_format",
+    "load",
+    "names",
+    "options",
+    "run",
+]

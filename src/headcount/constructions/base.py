@@ -1,0 +1,126 @@
+"""A construction: a task, a torch module that solves it with explicit weights, and a certificate."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from headcount import store
+from headcount.constructions.certificate import Certificate, Failure, Verification
+from headcount.constructions.simulate import Accumulate, run
+from headcount.errors import HeadcountError
+from headcount.progress import Progress, silent
+from headcount.tasks import Batch, Task
+
+WEIGHTS_FILE = "construction.safetensors"
+RECORD_FILE = "construction.json"
+
+
+class ConstructionModule(nn.Module):
+    """Explicit weights as an ordinary module: ``forward`` takes the task's arrays as tensors.
+
+    ``settings`` are the numbers that the module is made from beside its tensors; ``restore`` makes one from
+    them and the tensors of its state dict.
+    """
+
+    input_names: ClassVar[tuple[str, ...]]
+    settings: dict[str, Any]
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> ConstructionModule:
+        """The module with these settings and tensors."""
+
+    def arguments(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The arrays of a batch, as ``forward`` takes them (vectors in float64)."""
+        arrays = (batch.inputs[name] for name in self.input_names)
+        return tuple(torch.from_numpy(a.astype(np.float64 if a.dtype.kind == "f" else np.int64)) for a in arrays)
+
+
+@dataclass(frozen=True)
+class Construction:
+    """Weights for one task at one size, with their certificate."""
+
+    task: Task
+    module: ConstructionModule
+    certificate: Certificate
+
+    def verify(
+        self,
+        batch: Batch,
+        precision: str = "fp64",
+        accumulate: Accumulate = "each",
+        progress: Progress = silent,
+    ) -> Verification:
+        """Run the module on every sequence in the asked arithmetic and compare with the exact answers.
+
+        Binary answers are read at the threshold 1/2; vectors are wrong beyond the certificate's epsilon.
+        """
+        epsilon = self.certificate.epsilon
+        checked = wrong = 0
+        max_error = 0.0
+        failure: Failure | None = None
+        for row in range(len(batch)):
+            one = batch[row : row + 1]
+            arguments = self.module.arguments(one)
+            outputs = run(self.module, *arguments, precision=precision, accumulate=accumulate).numpy()
+            score = self.task.score(outputs, one, epsilon)
+            checked, wrong = checked + score.checked, wrong + score.wrong
+            max_error = max(max_error, score.max_error)
+            missed = score.wrong > 0 or (precision == "fp64" and score.max_error > epsilon)
+            if missed and failure is None:
+                failure = self._locate(outputs[0], one.targets[0], row)
+            progress("verify", row + 1, len(batch))
+        return Verification(
+            precision=precision,
+            accumulate=accumulate,
+            checked=checked,
+            wrong=wrong,
+            max_error=max_error,
+            verified=failure is None,
+            first_failure=failure,
+        )
+
+    def _locate(self, outputs: Any, targets: Any, row: int) -> Failure:
+        """The token with the largest error."""
+        difference = np.abs(outputs - targets)
+        error = difference if difference.ndim == 1 else np.sqrt(np.square(difference).sum(-1))
+        error = np.where(np.isfinite(error), error, np.inf)
+        token = int(error.argmax())
+        return Failure(sequence=row, token=token, error=float(error[token]))
+
+    def save(self, folder: Path) -> None:
+        """Write the weights (safetensors) and what they are (JSON); ``load`` reads them back."""
+        store.write_tensors(folder / WEIGHTS_FILE, dict(self.module.state_dict()))
+        record = _Record(
+            certificate=self.certificate,
+            task=self.task.name,
+            sizes=self.task.parameters(),
+            settings=self.module.settings,
+        )
+        store.write_json(folder / RECORD_FILE, record)
+
+
+class _Record(BaseModel):
+    """What ``construction.json`` holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    certificate: Certificate
+    task: str
+    sizes: dict[str, int | bool | None]
+    settings: dict[str, int | float | str]
+
+
+def read_saved(folder: Path) -> tuple[_Record, dict[str, Tensor]]:
+    """The record and the tensors of a saved construction."""
+    if not folder.is_dir():
+        raise HeadcountError(f"{folder} is no folder", fix="give the folder that --save wrote")
+    return store.read_json(folder / RECORD_FILE, _Record), store.read_tensors(folder / WEIGHTS_FILE)

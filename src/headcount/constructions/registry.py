@@ -1,0 +1,76 @@
+"""Which constructions there are, by name; building and loading them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from headcount import tasks
+from headcount.constructions.base import Construction, ConstructionModule, read_saved
+from headcount.constructions.match_bigram import BigramModule, build_match3_bigram
+from headcount.constructions.match_local import LocalModule, build_match3_local
+from headcount.constructions.match_s import MatchModule, build_match2, build_match_s
+from headcount.constructions.qsa_certificate import CertificateModule, build_qsa_certificate
+from headcount.constructions.qsa_polytope import PolytopeModule, build_qsa_polytope
+from headcount.errors import HeadcountError
+
+_ALL: dict[str, tuple[Callable[..., Construction], type[ConstructionModule]]] = {
+    "qsa-certificate": (build_qsa_certificate, CertificateModule),
+    "qsa-polytope": (build_qsa_polytope, PolytopeModule),
+    "match2": (build_match2, MatchModule),
+    "match-s": (build_match_s, MatchModule),
+    "match3-bigram": (build_match3_bigram, BigramModule),
+    "match3-local": (build_match3_local, LocalModule),
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names that ``build`` takes."""
+    return tuple(_ALL)
+
+
+def options(name: str) -> dict[str, Any]:
+    """What ``build(name, ...)`` takes beside the name, with the defaults."""
+    return {key: value.default for key, value in inspect.signature(_find(name)[0]).parameters.items()}
+
+
+def build(name: str, **given: Any) -> Construction:
+    """The construction ``name`` at the given sizes.
+
+    Raises ``HeadcountError`` for an unknown name, an option that the construction does not have
+    (``options``), or a value out of range.
+
+    >>> build("match-s", tokens=16, modulus=101, order=3).certificate.embedding_dim
+    4
+    """
+    builder, _ = _find(name)
+    known = options(name)
+    for option in given:
+        if option not in known:
+            shown = ", ".join(key for key in known if key not in ("name", "progress"))
+            raise HeadcountError(f"{name} has no option {option!r}", fix=f"its options are {shown}")
+    return builder(**given)
+
+
+def load(folder: Path | str) -> Construction:
+    """A construction that ``Construction.save`` wrote, with the very same weights."""
+    record, tensors = read_saved(Path(folder))
+    _, module_class = _find(record.certificate.name)
+    module = module_class.restore(dict(record.settings), tensors)
+    missing = module.load_state_dict(tensors, strict=False)
+    if missing.missing_keys or missing.unexpected_keys:
+        raise HeadcountError(f"the weights in {folder} do not fit the record", fix="save it again")
+    return Construction(tasks.get(record.task, **record.sizes), module, record.certificate)
+
+
+def _find(name: str) -> tuple[Callable[..., Construction], type[ConstructionModule]]:
+    if name not in _ALL:
+        close = difflib.get_close_matches(name, _ALL, n=1)
+        raise HeadcountError(
+            f"there is no construction {name!r}",
+            fix=f"did you mean {close[0]}?" if close else f"choose one of {', '.join(_ALL)}",
+        )
+    return _ALL[name]

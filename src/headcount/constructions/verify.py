@@ -1,0 +1,67 @@
+"""Verifying a construction on sampled sequences of several kinds."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from headcount.constructions.base import Construction
+from headcount.constructions.certificate import Failure, Verification
+from headcount.constructions.simulate import Accumulate
+from headcount.errors import HeadcountError
+from headcount.progress import Progress, silent
+from headcount.tasks import Batch, Kind
+
+MIXED = "mixed"
+
+
+def sampled(built: Construction, kind: str, count: int, seed: int) -> list[Batch]:
+    """``count`` sequences of one kind, or (mixed) half of them uniform and half adversarial.
+
+    Where the task has no near misses (one set holds every token) mixed is uniform.
+    """
+    if count < 1:
+        raise HeadcountError(f"count must be at least 1, not {count}", fix="verify on one sequence or more")
+    task = built.task
+    if kind != MIXED:
+        return [task.sample(seed, count, cast(Kind, kind))]  # an unknown kind is refused there
+    sizes = task.parameters()
+    if count == 1 or sizes.get("sparsity") == sizes["tokens"]:
+        return [task.sample(seed, count, "uniform")]
+    near = count // 2
+    return [task.sample(seed, count - near, "uniform"), task.sample(seed, near, "adversarial")]
+
+
+def verify_kinds(
+    built: Construction,
+    kind: str = MIXED,
+    count: int = 8,
+    seed: int = 0,
+    precision: str = "fp64",
+    accumulate: Accumulate = "each",
+    progress: Progress = silent,
+) -> Verification:
+    """``Construction.verify`` on sampled sequences; the sequences of mixed are numbered through."""
+    done = 0
+    total: Verification | None = None
+    for batch in sampled(built, kind, count, seed):
+        found = built.verify(batch, precision, accumulate, progress)
+        total = found if total is None else _joined(total, found, done)
+        done += len(batch)
+    assert total is not None
+    return total
+
+
+def _joined(first: Verification, second: Verification, offset: int) -> Verification:
+    failure = first.first_failure
+    if failure is None and second.first_failure is not None:
+        late = second.first_failure
+        failure = Failure(sequence=late.sequence + offset, token=late.token, error=late.error)
+    return Verification(
+        precision=first.precision,
+        accumulate=first.accumulate,
+        checked=first.checked + second.checked,
+        wrong=first.wrong + second.wrong,
+        max_error=max(first.max_error, second.max_error),
+        verified=first.verified and second.verified,
+        first_failure=failure,
+    )

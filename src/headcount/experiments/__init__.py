@@ -1,0 +1,1 @@
+"""Experiments and figures: one file a figure."""

@@ -1,0 +1,242 @@
+"""What every task is: a sampler of three kinds, an exact solver, a score.
+
+A task is a frozen dataclass whose fields are its sizes. ``sample`` draws a ``Batch`` (NumPy arrays, the first
+axis counts sequences), ``solve`` gives the exact answer at every token, ``score`` compares outputs with it.
+Nothing here needs torch; ``headcount.tasks.dataset`` wraps a task for training.
+
+Letters: N = ``tokens``, q = ``sparsity``, d' = ``dim``, M = ``modulus``, s = ``order``, K = ``window``.
+Tokens and residues count from 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headcount.errors import HeadcountError
+from headcount.seeds import numpy_generator
+
+Kind = Literal["uniform", "balanced", "adversarial"]
+"""``uniform``: independent draws. ``balanced``: 40 to 60% of the tokens are positive. ``adversarial``: near
+misses are planted, inputs that differ from one with another answer in as little as possible."""
+
+Answer = Literal["binary", "class", "vector"]
+"""``binary``: 0 or 1 at each token. ``class``: an integer, or ``NO_ANSWER``. ``vector``: a point of R^d'."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+NO_ANSWER = -1
+"""The target of a token that is asked nothing, in tasks whose answer is a class; never scored."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences and their exact answers.
+
+    ``inputs`` maps names to arrays of shape (count, ...); ``targets`` has shape (count, N) or (count, N, d').
+    """
+
+    inputs: Mapping[str, NDArray[Any]]
+    targets: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        """The sequences ``rows`` (a slice)."""
+        return Batch({name: array[rows] for name, array in self.inputs.items()}, self.targets[rows])
+
+
+@dataclass(frozen=True)
+class Score:
+    """How outputs compare with the exact answers.
+
+    ``checked`` answers were compared and ``wrong`` of them missed; ``max_error`` is the largest distance of
+    an output from its target: absolute for binary answers, Euclidean for vectors, 0 or 1 for classes.
+    """
+
+    checked: int
+    wrong: int
+    max_error: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the answers that are right (1 where nothing was asked)."""
+        return 1.0 if self.checked == 0 else 1.0 - self.wrong / self.checked
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """One task at one size.
+
+    A subclass fills in ``_uniform``, ``_balanced``, ``_adversarial`` (arrays from a generator), ``_check``
+    (refuse arrays that are no input) and ``_solve``.
+
+    >>> from headcount import tasks
+    >>> match2 = tasks.get("match2", tokens=4, modulus=10)
+    >>> match2.batch(x=[[1, 2, 9, 4]]).targets
+    array([[1, 0, 1, 0]], dtype=int8)
+    """
+
+    name: ClassVar[str]
+    answer: ClassVar[Answer]
+    summary: ClassVar[str]
+    """One line: what is asked at token i."""
+
+    tokens: int = 64
+
+    def __post_init__(self) -> None:
+        self._at_least("tokens", 1)
+
+    # -- what a caller uses ---------------------------------------------------------------------------
+
+    def sample(self, seed: int | np.random.Generator, count: int = 1, kind: Kind = "uniform") -> Batch:
+        """Draw ``count`` sequences of one kind with their answers; the same seed gives the same bytes."""
+        if kind not in KINDS:
+            raise HeadcountError(f"kind {kind!r} is unknown", fix=f"choose one of {', '.join(KINDS)}")
+        if count < 1:
+            raise HeadcountError(f"count must be at least 1, not {count}", fix="ask for one sequence or more")
+        rng = seed if isinstance(seed, np.random.Generator) else numpy_generator(seed, "task", self.name, kind)
+        draw = {"uniform": self._uniform, "balanced": self._balanced, "adversarial": self._adversarial}[kind]
+        inputs = draw(rng, count)
+        return Batch(inputs, self._solve(inputs))
+
+    def batch(self, **arrays: Any) -> Batch:
+        """Given inputs as a batch, checked and solved; one sequence may come without the first axis."""
+        inputs = self.checked(arrays)
+        return Batch(inputs, self._solve(inputs))
+
+    def solve(self, batch: Batch | Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """The exact answer at every token, (count, N) or (count, N, d')."""
+        return self._solve(self.checked(batch.inputs if isinstance(batch, Batch) else batch))
+
+    def checked(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The inputs in the task's own types and shapes; what is no input raises ``HeadcountError``."""
+        return self._check({name: np.asarray(value) for name, value in inputs.items()})
+
+    def score(self, outputs: Any, batch: Batch, epsilon: float | None = None) -> Score:
+        """Compare outputs with the answers of ``batch``.
+
+        binary: (count, N) numbers, read as 1 above 1/2. class: (count, N) integers or (count, N, classes)
+        scores, the largest one counts. vector: (count, N, d'), wrong where the Euclidean distance exceeds
+        ``epsilon`` (1e-6 unless given). An output that is not finite is wrong.
+        """
+        got, want = np.asarray(outputs), batch.targets
+        if self.answer == "class":
+            return _score_classes(got, want)
+        if got.shape != want.shape:
+            raise HeadcountError(
+                f"the outputs have shape {got.shape}, the targets {want.shape}",
+                fix="give one output for each target",
+            )
+        if self.answer == "binary":
+            error = np.abs(got.astype(np.float64) - want)
+            wrong = ~np.isfinite(got) | ((got > 0.5) != (want == 1))
+        else:
+            limit = 1e-6 if epsilon is None else epsilon
+            if not limit > 0:
+                raise HeadcountError(f"epsilon must be positive, not {epsilon}", fix="give a distance such as 1e-6")
+            error = np.sqrt(np.square(got.astype(np.float64) - want).sum(-1))
+            wrong = ~(error <= limit)
+        error = np.where(np.isfinite(error), error, np.inf)
+        return Score(error.size, int(wrong.sum()), float(error.max(initial=0.0)))
+
+    def positive(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which tokens count as positive in the balanced kind (see each task for vectors and classes)."""
+        if self.answer == "binary":
+            return np.asarray(targets == 1)
+        if self.answer == "class":
+            return np.asarray(targets != NO_ANSWER)
+        return np.asarray(targets[..., 0] > 0)
+
+    def model_input(self, batch: Batch) -> NDArray[Any]:
+        """What a model reads: (count, N) symbols below ``vocabulary``, else (count, N, features)."""
+        return batch.inputs["x"]
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of input symbols; ``None`` where tokens are vectors."""
+        return None
+
+    @property
+    def classes(self) -> int | None:
+        """Number of answers of a task that answers with a class; ``None`` elsewhere."""
+        return None
+
+    def parameters(self) -> dict[str, Any]:
+        """The sizes of this task, by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    # -- what a task fills in -------------------------------------------------------------------------
+
+    @abstractmethod
+    def _uniform(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]: ...
+
+    @abstractmethod
+    def _balanced(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]: ...
+
+    @abstractmethod
+    def _adversarial(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]: ...
+
+    @abstractmethod
+    def _check(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]: ...
+
+    @abstractmethod
+    def _solve(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]: ...
+
+    # -- checks that tasks share ----------------------------------------------------------------------
+
+    def _at_least(self, name: str, smallest: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
+            raise HeadcountError(
+                f"{name} must be an integer of at least {smallest}, not {value}",
+                fix=f"give --{name} {smallest} or more",
+            )
+
+    def _named(self, inputs: Mapping[str, NDArray[Any]], *names: str) -> list[NDArray[Any]]:
+        """The arrays ``names`` and no others."""
+        if set(inputs) != set(names):
+            raise HeadcountError(
+                f"{self.name} takes the inputs {', '.join(names)}, not {', '.join(inputs) or 'none'}",
+                fix="name the arrays so",
+            )
+        return [np.asarray(inputs[name]) for name in names]
+
+    def _symbols(self, name: str, array: NDArray[Any], limit: int) -> NDArray[np.int64]:
+        """(count, N) integers in [0, limit), from an array that may lack the first axis."""
+        array = array[None] if array.ndim == 1 else array
+        if array.ndim != 2 or array.shape[1] != self.tokens:
+            raise HeadcountError(
+                f"{name} has shape {array.shape}, not (count, {self.tokens})",
+                fix="give sequences of that length, or set tokens",
+            )
+        if array.dtype.kind not in "iu":
+            raise HeadcountError(f"{name} holds {array.dtype} numbers", fix="give integers")
+        outside = (array < 0) | (array >= limit)
+        if outside.any():
+            row, column = np.argwhere(outside)[0]
+            raise HeadcountError(
+                f"token {column} of sequence {row} is {array[row, column]}, outside [0, {limit})",
+                fix=f"give integers from 0 to {limit - 1}",
+            )
+        return array.astype(np.int64, copy=False)
+
+
+def _score_classes(got: NDArray[Any], want: NDArray[Any]) -> Score:
+    if got.ndim == want.ndim + 1:
+        finite = np.isfinite(got).all(-1)
+        got = np.where(finite, np.where(finite[..., None], got, 0).argmax(-1), NO_ANSWER)
+    if got.shape != want.shape:
+        raise HeadcountError(
+            f"the outputs have shape {got.shape}, the targets {want.shape}",
+            fix="give one class, or one score for each class, at each token",
+        )
+    asked = want != NO_ANSWER
+    wrong = int((got[asked] != want[asked]).sum())
+    return Score(int(asked.sum()), wrong, float(wrong > 0))

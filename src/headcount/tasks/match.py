@@ -1,0 +1,169 @@
+"""Matching: does the token complete a tuple that sums to 0 mod M? Match2, Match3 and the general order s."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headcount.errors import HeadcountError
+from headcount.tasks.balance import balanced_sequence
+from headcount.tasks.base import Answer, Task
+from headcount.tasks.residues import tuples_to_zero
+
+MODULUS_LIMIT = 2**58
+"""Sums of a few residues must fit 64 bits."""
+
+
+@dataclass(frozen=True)
+class Matching(Task):
+    """What the tasks about sums mod M share: residues in, 0 or 1 out, and the three kinds.
+
+    Inputs: ``x`` (count, N) integers in [0, M). Targets: (count, N) int8.
+
+    - uniform: independent uniform residues.
+    - balanced: 40 to 60% positive tokens in every sequence (``headcount.tasks.balance``).
+    - adversarial: random residues, in which tuples are planted that sum to 1 or -1 instead of 0, and, for one
+      tuple in four, to 0: the least that separates a match from a miss.
+
+    Without ``modulus`` the task takes one at which about half of the tokens of uniform sequences match.
+    """
+
+    answer: ClassVar[Answer] = "binary"
+
+    modulus: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.modulus is None:
+            object.__setattr__(self, "modulus", max(self.arity + 1, self.natural_modulus))
+        self._at_least("modulus", 2)
+        if self.residues > MODULUS_LIMIT:
+            raise HeadcountError(f"modulus {self.modulus} is above {MODULUS_LIMIT}", fix="choose a smaller modulus")
+
+    @property
+    def residues(self) -> int:
+        """M as a number (``modulus`` is one after construction)."""
+        return cast(int, self.modulus)
+
+    @property
+    def arity(self) -> int:
+        """s: how many residues are summed."""
+        return 3
+
+    @property
+    def vocabulary(self) -> int | None:
+        """M."""
+        return self.modulus
+
+    def places(self, rng: np.random.Generator, token: int) -> NDArray[np.int64]:
+        """Positions (i, j_2, ..., j_s) of a tuple that token i looks at, the other ones drawn at random.
+
+        They differ where the task has as many positions to offer.
+        """
+        others = rng.permutation(self.tokens)
+        others = others[others != token][: self.arity - 1]
+        return np.append(token, np.resize(others if len(others) else token, self.arity - 1))
+
+    @property
+    def natural_modulus(self) -> int:
+        """The M at which a token of a uniform sequence matches with probability about 1/2.
+
+        T tuples hit 0 with probability 1 - exp(-T/M), so M = T / ln 2; T = N^(s-1) / (s-1)!, since the
+        orders of the other s - 1 tokens give the same sum.
+        """
+        tuples = self.tokens ** (self.arity - 1) / math.factorial(self.arity - 1)
+        return min(MODULUS_LIMIT, round(tuples / math.log(2)))
+
+    def label(self, x: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The answers of one sequence, (N,)."""
+        raise NotImplementedError
+
+    def _uniform(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
+        return {"x": rng.integers(0, self.residues, (count, self.tokens))}
+
+    def _balanced(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
+        return {"x": np.stack([balanced_sequence(self, rng) for _ in range(count)])}
+
+    def _adversarial(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
+        x = rng.integers(0, self.residues, (count, self.tokens))
+        for row in x:
+            for token in rng.permutation(self.tokens)[: max(1, self.tokens // (2 * self.arity))]:
+                miss = (0, 1, 1, -1)[int(rng.integers(0, 4))]
+                others = self.places(rng, int(token))[1:]
+                row[token] = (miss - row[others].sum()) % self.residues
+        return {"x": x}
+
+    def _check(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        (x,) = self._named(inputs, "x")
+        return {"x": self._symbols("x", x, self.residues)}
+
+    def _solve(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int8]:
+        return np.stack([self.label(row) for row in inputs["x"]]).astype(np.int8)
+
+
+@dataclass(frozen=True)
+class MatchS(Matching):
+    """MatchS: 1 iff x_i + x_j2 + ... + x_js = 0 mod M for some j_2..j_s (Sanford et al. 2023 for s = 2, 3).
+
+    The j's may repeat and may be i; with ``distinct`` they and i must all differ.
+    """
+
+    name: ClassVar[str] = "match-s"
+    summary: ClassVar[str] = "1 iff the token and order-1 others sum to 0 mod M"
+
+    order: int = 3
+    distinct: bool = False
+
+    def __post_init__(self) -> None:
+        self._at_least("order", 2)
+        super().__post_init__()
+
+    @property
+    def arity(self) -> int:
+        """s."""
+        return self.order
+
+    def label(self, x: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """O(M log M + N) for each of the s - 2 convolutions, or all pairs where that is cheaper."""
+        return tuples_to_zero(x, self.residues, self.order, self.distinct)
+
+
+@dataclass(frozen=True)
+class Match2(MatchS):
+    """Match2: 1 iff x_i + x_j = 0 mod M for some j (j = i allowed unless ``distinct``)."""
+
+    name: ClassVar[str] = "match2"
+    summary: ClassVar[str] = "1 iff x_i + x_j = 0 mod M for some j"
+
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        _fixed_order(self, 2)
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class Match3(MatchS):
+    """Match3: 1 iff x_i + x_j + x_k = 0 mod M for some j, k (repeats allowed unless ``distinct``)."""
+
+    name: ClassVar[str] = "match3"
+    summary: ClassVar[str] = "1 iff x_i + x_j + x_k = 0 mod M for some j, k"
+
+    order: int = 3
+
+    def __post_init__(self) -> None:
+        _fixed_order(self, 3)
+        super().__post_init__()
+
+
+def _fixed_order(task: MatchS, order: int) -> None:
+    if task.order != order:
+        raise HeadcountError(
+            f"the order of {task.name} is {order}, not {task.order}",
+            fix="leave --order out, or use match-s",
+        )

@@ -1,0 +1,108 @@
+"""Match3 with a restricted view: inside a window, or with the other two tokens side by side."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headcount.tasks.match import MODULUS_LIMIT, Matching
+from headcount.tasks.residues import Residues
+
+
+@dataclass(frozen=True)
+class Match3Local(Matching):
+    """Match3Local(K): 1 iff x_i + x_j + x_k = 0 mod M for some j, k with abs(i-j), abs(i-k) <= K.
+
+    Source: Sanford et al. 2023, the assumption under which one attention layer suffices. With ``distinct``
+    the three positions must differ.
+    """
+
+    name: ClassVar[str] = "match3-local"
+    summary: ClassVar[str] = "match3 with j and k at most window tokens away from i"
+
+    window: int = 4
+    distinct: bool = False
+
+    def __post_init__(self) -> None:
+        self._at_least("window", 0)
+        super().__post_init__()
+
+    @property
+    def natural_modulus(self) -> int:
+        """As for Match3, with the window's 2K+1 tokens in the place of all N."""
+        seen = min(self.tokens, 2 * self.window + 1)
+        return min(MODULUS_LIMIT, max(1, round(seen**2 / 2 / math.log(2))))
+
+    def places(self, rng: np.random.Generator, token: int) -> NDArray[np.int64]:
+        """i and two others inside its window."""
+        inside = np.arange(max(0, token - self.window), min(self.tokens, token + self.window + 1))
+        others = rng.permutation(inside[inside != token])[:2]
+        return np.append(token, np.resize(others if len(others) else token, 2))
+
+    def label(self, x: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """O(N K log N): for each offset j - i, is the missing residue inside the window of i?
+
+        The pairs (residue, position) are sorted once, so that the occurrences of a residue inside a window
+        are a slice found by two binary searches.
+        """
+        n, modulus = len(x), self.residues
+        support, rank = np.unique(x, return_inverse=True)
+        occurrences = np.sort(rank * n + np.arange(n))
+        found = np.zeros(n, dtype=bool)
+        for offset in range(-min(self.window, n - 1), min(self.window, n - 1) + 1):
+            if self.distinct and offset == 0:
+                continue
+            i = np.arange(max(0, -offset), min(n, n - offset))
+            missing = -(x[i] + x[i + offset]) % modulus
+            place = np.searchsorted(support, missing)
+            place[place == len(support)] = 0
+            first = np.maximum(i - self.window, 0)
+            last = np.minimum(i + self.window, n - 1)
+            count = np.searchsorted(occurrences, place * n + last, side="right")
+            count -= np.searchsorted(occurrences, place * n + first)
+            if self.distinct:
+                count -= (x[i] == missing).astype(np.int64) + (x[i + offset] == missing)
+            found[i] |= (support[place] == missing) & (count > 0)
+        return found
+
+
+@dataclass(frozen=True)
+class Match3Bigram(Matching):
+    """Match3Bigram: 1 iff x_i + x_j + x_{j+1} = 0 mod M for some j (Sanford et al. 2023).
+
+    With ``distinct``, i must be neither j nor j+1.
+    """
+
+    name: ClassVar[str] = "match3-bigram"
+    summary: ClassVar[str] = "1 iff x_i + x_j + x_(j+1) = 0 mod M for some j"
+
+    distinct: bool = False
+
+    @property
+    def natural_modulus(self) -> int:
+        """N - 1 pairs are tried, so M = (N - 1) / ln 2."""
+        return max(1, round((self.tokens - 1) / math.log(2)))
+
+    def places(self, rng: np.random.Generator, token: int) -> NDArray[np.int64]:
+        """i, j, j+1 with i outside the pair where that is possible."""
+        starts = np.arange(self.tokens - 1)
+        free = starts[(starts != token) & (starts + 1 != token)]
+        pool = free if len(free) else starts
+        j = int(rng.choice(pool)) if len(pool) else token
+        return np.array([token, j, min(j + 1, self.tokens - 1)])
+
+    def label(self, x: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """O(N log N): is -x_i among the sums of neighbours?"""
+        if len(x) < 2:
+            return np.zeros(len(x), dtype=bool)
+        sums = (x[:-1] + x[1:]) % self.residues
+        missing = -x % self.residues
+        count = Residues.of(sums, self.residues).at(missing)
+        if self.distinct:
+            count[:-1] -= sums == missing[:-1]
+            count[1:] -= sums == missing[1:]
+        return count > 0
