@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -32,6 +31,7 @@ from headcount.attention.third_order import third_order
 from headcount.attention.tree import tree
 from headcount.attention.triangular import triangular
 from headcount.errors import HeadcountError
+from headcount.memory import peak_memory
 from headcount.progress import Progress, silent
 from headcount.seeds import torch_generator
 
@@ -318,14 +318,12 @@ def _compare(out: Tensor, truth: Tensor) -> tuple[float, float]:
     return error, error / max(float(truth.abs().max()), sys.float_info.min)
 
 
-def extra_peak_bytes(problem: Problem, threads: int) -> int | None:
+def extra_peak_bytes(problem: Problem, threads: int) -> int:
     """Resident memory at the peak of one call beyond what was resident before, in a process of its own.
 
-    Counts everything: outputs and gradients, workspaces, buffers of the matrix library. Linux only; None
-    elsewhere.
+    Counts everything: outputs and gradients, workspaces, buffers of the matrix library
+    (:func:`headcount.memory.peak_memory`).
     """
-    if not sys.platform.startswith("linux"):
-        return None
     code = "from headcount.attention.bench import report_peak; report_peak()"
     request = json.dumps({"problem": asdict(problem), "threads": threads, "path": build.path()})
     done = subprocess.run([sys.executable, "-c", code], input=request, text=True, capture_output=True, check=False)
@@ -334,7 +332,7 @@ def extra_peak_bytes(problem: Problem, threads: int) -> int | None:
             "the process that measures memory failed: " + (done.stderr.strip().splitlines() or ["killed"])[-1],
             fix="use fewer tokens, or leave memory out",
         )
-    return json.loads(done.stdout)["extra_peak_bytes"]
+    return int(json.loads(done.stdout)["extra_peak_bytes"])
 
 
 def report_peak() -> None:
@@ -348,9 +346,5 @@ def report_peak() -> None:
         small = Problem(**{**fields, "tokens": min(problem.tokens, 32)})
         small.run(small.tensors())  # loads kernels and wakes threads
         tensors = problem.tensors()
-        before = psutil.Process().memory_info().rss
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from here
-        problem.run(tensors)
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    sys.stdout.write(json.dumps({"extra_peak_bytes": max(0, peak - before)}))
+        _, peak_bytes = peak_memory(lambda: problem.run(tensors), torch.device("cpu"))
+    sys.stdout.write(json.dumps({"extra_peak_bytes": peak_bytes}))
