@@ -18,15 +18,14 @@ from dataclasses import dataclass
 import torch
 
 from headcount.attention.bench import (
-    DTYPES,
     GEMM_SIZE,
-    Problem,
     extra_peak_bytes,
     least_seconds,
     naive_seconds,
     thread_count,
 )
 from headcount.attention.kernels import build
+from headcount.attention.problem import DTYPES, Problem
 
 MIB = 2**20
 
@@ -124,9 +123,7 @@ class Bench:
             tokens: extra_peak_bytes(self.problem("third_order", tokens, backward=True), self.threads)
             for tokens in (512, 1024, 2048)
         }
-        if None in found.values():
-            return
-        sizes = {tokens: size / MIB for tokens, size in found.items() if size is not None}
+        sizes = {tokens: size / MIB for tokens, size in found.items()}
         self.times |= {f"extra MiB at N={tokens}": size for tokens, size in sizes.items()}
         self.hold("third order N=1024 forward and backward: extra MiB", sizes[1024], at_most=64)
         # Linear growth is a factor of 4 from 512 to 2048; a cube's would be 64, a matrix's 16.

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from headcount.attention import bench
-from headcount.attention.bench import OPERATORS, Problem
 from headcount.attention.kernels import build
 from headcount.attention.naive import naive
+from headcount.attention.problem import OPERATORS, Problem
 from headcount.cli import main
 from headcount.errors import HeadcountError
 
@@ -86,6 +86,15 @@ def test_torch_path_is_what_runs_when_asked(capsys: pytest.CaptureFixture[str]) 
     assert (found["path"], found["kernel"], found["extra_peak_bytes"]) == ("torch", "", None)
 
 
+@pytest.mark.parametrize("path", ["torch", "auto"])
+@pytest.mark.parametrize("name", ["third_order", "strassen"])
+def test_no_cube_in_memory(name: str, path: str) -> None:
+    """Forward and backward at N = 320: one cube of logits would be 125 MiB."""
+    with build.use(path):
+        extra = bench.extra_peak_bytes(Problem(name, 320, dim=4, backward=True), 1)
+    assert extra < 40 * 2**20
+
+
 def test_threads_are_put_back() -> None:
     before = torch.get_num_threads()
     with bench.thread_count(before + 1) as used:
@@ -94,10 +103,7 @@ def test_threads_are_put_back() -> None:
 
 
 def test_cube_that_does_not_fit_has_no_naive_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Memory:
-        available = 1000
-
-    monkeypatch.setattr(bench.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(bench, "available_bytes", lambda device: 1000)
     problem = Problem("third_order", 8, dim=2)
     assert bench.naive_seconds(problem, problem.tensors(), 0.0) is None
 

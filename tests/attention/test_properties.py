@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from itertools import product
-
 import attention_cases as cases
 import pytest
 import torch
@@ -181,68 +178,3 @@ def test_rising_logits_move_the_maximum() -> None:
         found = attention.third_order(q, k1, k2, v, v, scale=1.0)
         wanted = reference.third_order(q, k1, k2, v, v, scale=1.0)
         assert_close(found, wanted, torch.float32, "output", scale=10.0)
-
-
-def match_features(order: int, modulus: int, x: Tensor) -> Tensor:
-    """cos(2 pi x / M - pi k / s) for k < s: phases whose products add up to cos of the sum of angles."""
-    angles = 2 * math.pi * x.double() / modulus
-    phases = torch.arange(order, dtype=FLOAT64) * math.pi / order
-    return (angles[:, None] - phases).cos()
-
-
-@pytest.mark.parametrize("order", [2, 3, 4])
-@pytest.mark.parametrize("path", ["torch", "auto"])
-def test_order_s_solves_match_s(order: int, path: str) -> None:
-    """cos(a_1 + .. + a_s) = (2^(s-1) / s) sum_k (-1)^k prod_j cos(a_j - pi k / s), scaled for matches to win.
-
-    A blank token of value 0 has its logit half a gap below a match; real tokens have value 1; threshold the
-    output.
-    """
-    modulus, tokens = 13, 9
-    signs = torch.tensor([(-1.0) ** k for k in range(order)], dtype=FLOAT64) * 2 ** (order - 1) / order
-    gap = 1 - math.cos(2 * math.pi / modulus)
-    scale = (order * math.log(tokens + 1) + math.log(8)) / gap
-    generator = torch.Generator().manual_seed(order)
-    wrong = 0
-    for _ in range(12):
-        x = torch.randint(1, modulus, (tokens,), generator=generator)
-        features = match_features(order, modulus, x)
-        # The last coordinate is 0 for tokens and carries the blank's logit on the tuple of blanks alone.
-        real = torch.cat([features, torch.zeros(tokens, 1)], dim=1)
-        blank = torch.cat([torch.zeros(1, order), torch.ones(1, 1)], dim=1).double()
-        queries = torch.cat([features * signs, torch.ones(tokens, 1)], dim=1)
-        keys = [torch.cat([real, blank * ((1 - gap / 2) if side == 0 else 1.0)]) for side in range(order - 1)]
-        values = torch.cat([torch.ones(tokens, 1), torch.zeros(1, 1)]).double()
-        with build.use(path):
-            out = attention.order_s(
-                queries[None, None],
-                [key[None, None] for key in keys],
-                [values[None, None]] * (order - 1),
-                scale=scale,
-            )
-        found = out[0, 0, :, 0] > 0.5
-        for i, answer in enumerate(found.tolist()):
-            sums = (x[i] + sum(x[j] for j in tuple_) for tuple_ in product(range(tokens), repeat=order - 1))
-            wrong += answer != any(int(total) % modulus == 0 for total in sums)
-    assert wrong == 0
-
-
-def test_tree_chain_composes_functions() -> None:
-    """With sharp logits the chain (0, 1) looks up f and then g: node 1 finds f(i), node 2 finds g at f(i)."""
-    tokens = 6
-    f, g = torch.tensor([3, 0, 5, 1, 1, 2]), torch.tensor([2, 4, 1, 0, 5, 3])
-    eye = torch.eye(tokens, dtype=FLOAT64)
-    # k1[j] is both the key that the query f(i) must find and the query that looks for g(j).
-    q = torch.cat([eye[f], torch.zeros(tokens, tokens)], 1)
-    k1 = torch.cat([eye, eye[g]], 1)
-    k2 = torch.cat([torch.zeros(tokens, tokens), eye], 1)
-    ones = torch.ones(tokens, 1, dtype=FLOAT64)
-    values = torch.arange(tokens, dtype=FLOAT64)[:, None]
-    out = attention.tree(
-        *(q[None, None],),
-        [k1[None, None], k2[None, None]],
-        [ones[None, None], values[None, None]],
-        [0, 1],
-        scale=80.0,
-    )
-    torch.testing.assert_close(out[0, 0, :, 0], g[f].double(), rtol=1e-9, atol=1e-9)

@@ -43,7 +43,7 @@ def forward(
     out = q.new_zeros((*q.shape[:2], vs[-1].shape[-1]), dtype=wide)
     lse = torch.full(q.shape[:2], -torch.inf, dtype=wide, device=q.device)
     q, ks, vs = q.to(wide) * scale, [k.to(wide) for k in ks], [v.to(wide) for v in vs]
-    for block in _blocks(q, ks, ranges):
+    for block in _blocks(q, ks, vs, ranges):
         top = torch.full((block.groups, block.rows), -torch.inf, dtype=wide, device=q.device)
         total = torch.zeros_like(top)
         summed = torch.zeros(block.groups, block.rows, vs[-1].shape[-1], dtype=wide, device=q.device)
@@ -94,7 +94,7 @@ def backward(
     dks, dvs = [torch.zeros_like(k) for k in ks], [torch.zeros_like(v) for v in vs]
     dbias = None if bias is None else torch.zeros_like(bias, dtype=wide)
     scaled = q * scale
-    for block in _blocks(q, ks, ranges):
+    for block in _blocks(q, ks, vs, ranges):
         g, r = block.g, block.r
         for tile in block.tiles():
             last = tile.last_index
@@ -138,6 +138,8 @@ class _Block:
     ranges: Tensor
     lead_tuples: int
     last_keys: int
+    uniform: bool
+    """Do all rows have the same ranges?"""
 
     @property
     def groups(self) -> int:
@@ -208,7 +210,7 @@ class _Tile:
     def _outside(self) -> Tensor | None:
         """Where the union of the rows' ranges exceeds a row's own; None when it nowhere does."""
         block = self.block
-        if block.rows == 1 and block.groups == 1:
+        if block.uniform:
             return None
         ranges = block.ranges[block.g, :, :, block.r]
         result = None
@@ -234,18 +236,19 @@ class _Tile:
                 into[index][self.block.g].index_add_(1, tokens, part)
 
 
-def _blocks(q: Tensor, ks: Sequence[Tensor], ranges: Tensor) -> Iterator[_Block]:
-    """Cut rows and groups so that a tile holds about TILE_LOGITS logits."""
+def _blocks(q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], ranges: Tensor) -> Iterator[_Block]:
+    """Cut rows and groups so that a tile holds about TILE_LOGITS logits, and its products of dims no more."""
     groups, rows = q.shape[:2]
     bounds = ranges.cpu().numpy()  # (groups, sides, 2, rows)
     widest = (bounds[:, :, 1] - bounds[:, :, 0]).max(axis=(0, 2)).clip(min=1)
     last_keys = int(min(widest[-1], TILE_LOGITS))
-    lead_tuples = int(min(math.prod(int(w) for w in widest[:-1]), max(1, TILE_LOGITS // last_keys)))
-    row_step = max(1, TILE_LOGITS // (last_keys * lead_tuples))
+    width = max(last_keys, q.shape[-1], vs[-1].shape[-1])
+    lead_tuples = int(min(math.prod(int(w) for w in widest[:-1]), max(1, TILE_LOGITS // width)))
+    row_step = max(1, TILE_LOGITS // (width * lead_tuples))
     if (bounds != bounds[..., :1]).any():
         row_step = min(row_step, MASKED_ROWS)
     row_step = min(row_step, rows)
-    group_step = max(1, TILE_LOGITS // (last_keys * lead_tuples * row_step))
+    group_step = max(1, TILE_LOGITS // (width * lead_tuples * row_step))
     for g in range(0, groups, group_step):
         for r in range(0, rows, row_step):
             g_slice, r_slice = slice(g, min(g + group_step, groups)), slice(r, min(r + row_step, rows))
@@ -254,4 +257,5 @@ def _blocks(q: Tensor, ks: Sequence[Tensor], ranges: Tensor) -> Iterator[_Block]
             empty = (part[:, :, 1] <= part[:, :, 0]).any(axis=1, keepdims=True)
             low = np.where(empty, np.iinfo(np.int32).max, part[:, :, 0]).min(axis=(0, 2))
             high = np.where(empty, 0, part[:, :, 1]).max(axis=(0, 2))
-            yield _Block(g_slice, r_slice, low, high, ranges, lead_tuples, last_keys)
+            uniform = bool((part == part[:1, :, :, :1]).all())
+            yield _Block(g_slice, r_slice, low, high, ranges, lead_tuples, last_keys, uniform)

@@ -21,8 +21,8 @@ def list_operators(as_json: Json = False) -> None:
     """The operators, and whether their compiled kernels work on this machine."""
     from rich.table import Table
 
-    from headcount.attention.bench import OPERATORS
     from headcount.attention.kernels import build
+    from headcount.attention.problem import OPERATORS
 
     two_paths = ("pairwise", "third_order", "strassen")
     path = "compiled" if build.library() is not None else "torch"
@@ -70,8 +70,9 @@ def bench(
     """Time, speed, memory and error of one operator, beside a large matrix product and the naive einsum."""
     from rich.table import Table
 
-    from headcount.attention.bench import Problem, measure
+    from headcount.attention.bench import measure
     from headcount.attention.kernels import build
+    from headcount.attention.problem import Problem
 
     problem = Problem(
         name.replace("-", "_"), tokens, dim, heads, batch, dtype, backward, causal, _lengths(window), seed
