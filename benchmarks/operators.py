@@ -1,10 +1,11 @@
 """The figures that docs/operators.md shows: speed, ratios and memory of the attention operators.
 
-    python benchmarks/operators.py [--quick] [--threads N] [--path auto|torch|compiled] [--json]
+    python benchmarks/operators.py [PART ...] [--quick] [--threads N] [--path auto|torch|compiled] [--json]
 
 Each ratio is of least times taken in turn within one run, so that a busy machine disturbs both sides alike.
-With --quick, a quarter of the tokens: the same table in a few seconds, for a look, not for the record. The
-exit code is 1 when a figure is missed.
+Parts: product, dtypes, backward, strassen, window, memory, decoding; all of them by default. With --quick, a
+quarter of the tokens: the same table in a few seconds, for a look, not for the record. The exit code is 1
+when a figure is missed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from headcount.attention.bench import (
     thread_count,
 )
 from headcount.attention.kernels import build
+from headcount.attention.pairwise import on_accelerator, pairwise
 from headcount.attention.problem import DTYPES, Problem
 
 MIB = 2**20
@@ -73,7 +75,7 @@ class Bench:
         self.figures.append(Figure(what, value, bound, at_least is not None))
         sys.stderr.write(f"{what}: {value:.3g}\n")
 
-    def fraction_of_gemm(self) -> None:
+    def product(self) -> None:
         """Third order against a matrix product, and against the einsum over the cube."""
         problem = self.problem("third_order", 512)
         tensors = problem.tensors()
@@ -92,22 +94,25 @@ class Bench:
         if naive is not None:
             self.hold("third order N=512 float32: times faster than the einsum", naive / own, at_least=5.0)
 
-    def ratios(self) -> None:
-        """bfloat16 against float32, backward against forward, Strassen against third order."""
+    def dtypes(self) -> None:
+        """bfloat16 against float32."""
         single, half = self.seconds_of(
             self.problem("third_order", 512), self.problem("third_order", 512, dtype="bfloat16")
         )
         self.hold("third order N=512: bfloat16 over float32, speed", single / half, at_least=1.8)
-        for dtype in ("float32", "bfloat16"):
+
+    def backward(self) -> None:
+        """Forward and backward against forward."""
+        for name, dtype in (("third_order", "float32"), ("third_order", "bfloat16"), ("strassen", "float32")):
             forward, both = self.seconds_of(
-                self.problem("third_order", 512, dtype=dtype),
-                self.problem("third_order", 512, dtype=dtype, backward=True),
+                self.problem(name, 512, dtype=dtype), self.problem(name, 512, dtype=dtype, backward=True)
             )
-            self.hold(f"third order N=512 {dtype}: forward and backward over forward", both / forward, at_most=4.5)
+            self.hold(f"{name} N=512 {dtype}: forward and backward over forward", both / forward, at_most=4.5)
+
+    def strassen(self) -> None:
+        """Strassen against third order."""
         third, strassen = self.seconds_of(self.problem("third_order", 1024), self.problem("strassen", 1024))
         self.hold("Strassen N=1024: times faster than third order", third / strassen, at_least=2.5)
-        forward, both = self.seconds_of(self.problem("strassen", 512), self.problem("strassen", 512, backward=True))
-        self.hold("Strassen N=512: forward and backward over forward", both / forward, at_most=4.5)
 
     def window(self) -> None:
         """The windowed operator is linear in the tokens."""
@@ -129,23 +134,43 @@ class Bench:
         # Linear growth is a factor of 4 from 512 to 2048; a cube's would be 64, a matrix's 16.
         self.hold("third order: extra memory at N=2048 over N=512", sizes[2048] / sizes[512], at_most=6)
 
+    def decoding(self) -> None:
+        """One query a sequence, 9 heads, 3 KV heads of 64, 8 sequences of 4096, against PyTorch's own kernel."""
+        shapes = [(8, 9, 1, 64), *[(8, 3, 4096 // self.shrink, 64)] * 2]
+        for dtype in ("float32", "bfloat16"):
+            generator = torch.Generator().manual_seed(0)
+            given = [torch.randn(shape, generator=generator).to(DTYPES[dtype]) for shape in shapes]
+            own, theirs = least_seconds(
+                [lambda given=given: pairwise(*given), lambda given=given: on_accelerator(*given, 64**-0.5, False)],
+                self.seconds,
+                at_least=20,
+                at_most=2000,
+            )
+            self.times |= {f"decoding {dtype}, us": own * 1e6, f"PyTorch's decoding {dtype}, us": theirs * 1e6}
+            self.hold(f"decoding 8 x 4096 {dtype}: times faster than PyTorch's SDPA", theirs / own, at_least=1.0)
+
+
+PARTS = ("product", "dtypes", "backward", "strassen", "window", "memory", "decoding")
+
 
 def main() -> int:
     """Run every figure, print the table, and say by the exit code whether all bounds were met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", default=PARTS)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--path", choices=build.PATHS, default="auto")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long to repeat each comparison")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    for part in options.parts:
+        if part not in PARTS:
+            parser.error(f"no part is called {part}: use {', '.join(PARTS)}")
     with build.use(options.path), thread_count(options.threads) as threads:
         bench = Bench(4 if options.quick else 1, options.seconds, threads)
         path = "compiled" if build.library() is not None else "torch"
-        bench.fraction_of_gemm()
-        bench.ratios()
-        bench.window()
-        bench.memory()
+        for part in options.parts:
+            getattr(bench, part)()
     kernel = build.build().description if path == "compiled" else ""
     if options.json:
         figures = [{**vars(figure), "held": figure.held} for figure in bench.figures]

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ SOURCES = (
     "strassen.cpp",
     "pairwise.cpp",
 )
-FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 # For this processor and with threads; then without what a compiler does not know.
 VARIANTS = (
     ("-march=native", "-fopenmp"),
@@ -193,15 +194,20 @@ def _cache() -> Path:
 
 
 def _compile(compiler: list[str], flags: tuple[str, ...], file: Path) -> None:
-    sources = [str(Path(__file__).with_name(name)) for name in SOURCES if name.endswith(".cpp")]
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix="build-") as folder:
-        made = Path(folder) / file.name
+    """All sources at once, then the library: 17 s of one core's time with GCC 12."""
+
+    def run(*arguments: str | Path) -> None:
         subprocess.run(
-            [*compiler, *flags, "-w", *sources, "-o", str(made)],
-            check=True,
-            capture_output=True,
-            timeout=BUILD_SECONDS,
+            [*compiler, *flags, *map(str, arguments)], check=True, capture_output=True, timeout=BUILD_SECONDS
         )
+
+    sources = [Path(__file__).with_name(name) for name in SOURCES if name.endswith(".cpp")]
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix="build-") as folder:
+        objects = [Path(folder) / f"{source.stem}.o" for source in sources]
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            list(pool.map(lambda source, made: run("-w", "-c", source, "-o", made), sources, objects))
+        made = Path(folder) / file.name
+        run("-shared", *objects, "-o", made)
         made.replace(file)
 
 
