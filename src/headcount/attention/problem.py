@@ -81,7 +81,7 @@ OPERATORS = {
     ),
     "triangular": Entry(
         "pairs of tokens with paths between them",
-        *(1, 1, 2, 1, 1, (4, 12)),
+        *(1, 1, 2, 1, 1, (4, 16)),
         triangular,
         _one_window(reference.triangular),
         pairs=True,
