@@ -1,0 +1,115 @@
+"""What every model is: a reader, a body made from a small config, and one answer for each token."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from headcount.errors import HeadcountError
+from headcount.models.reading import EMBEDDINGS, Embedding, Reader, Reading
+from headcount.seeds import derive
+
+
+@dataclass(frozen=True)
+class ModelConfig(ABC):
+    """What a model is made from; a subclass is one kind and fills in ``body``.
+
+    width: the size that the model is scaled by. inner: a second, finer one (None: follows ``width``); see
+    each kind for what they are. causal: token i is answered from tokens 0..i. embedding, frequencies, table:
+    see ``Reader``.
+
+    Raises HeadcountError for sizes below 1 and names that do not exist.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    always_causal: ClassVar[bool] = False
+    """Whether tokens never meet, so that ``causal`` changes nothing."""
+
+    width: int = 32
+    inner: int | None = None
+    causal: bool = False
+    embedding: Embedding = "frozen"
+    frequencies: int = 3
+    table: int = 16
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise HeadcountError(
+                    f"{field.name} of {self.name} must be at least 1, not {value}", fix="choose a positive size"
+                )
+        if self.embedding not in EMBEDDINGS:
+            raise HeadcountError(
+                f"there is no embedding {self.embedding!r}", fix=f"choose {' or '.join(EMBEDDINGS)}"
+            )
+
+    @property
+    def step(self) -> int:
+        """``width`` must be a multiple of this."""
+        return 1
+
+    @property
+    def finer(self) -> int:
+        """``inner`` as a number."""
+        return self.default_inner(self.width) if self.inner is None else self.inner
+
+    def default_inner(self, width: int) -> int:
+        """What ``inner`` is at a width unless it is given."""
+        return width
+
+    @abstractmethod
+    def body(self, features: int, reading: Reading) -> nn.Module:
+        """The trainable part, (batch, N, features) -> (batch, N, answers)."""
+
+    def stretches(self, reading: Reading) -> bool:
+        """Whether the trained model runs at other lengths than ``reading.tokens``."""
+        return reading.stretches
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return dataclasses.asdict(self)
+
+
+class TokenModel(nn.Module):
+    """A model that answers at every token: (batch, N[, ...]) raw tokens -> (batch, N, answers)."""
+
+    def __init__(self, config: ModelConfig, reading: Reading) -> None:
+        super().__init__()
+        self.config, self.reading = config, reading
+        self.reader = Reader(reading, config.embedding, config.frequencies, config.table)
+        self.body = config.body(self.reader.features, reading)
+
+    def forward(self, inputs: Tensor, modulus: int | None = None) -> Tensor:
+        """Answers: binary tasks a logit, classes a score each, vectors the vector itself."""
+        return self.body(self.reader(inputs, modulus))
+
+
+def build(config: ModelConfig, reading: Reading, seed: int = 0) -> TokenModel:
+    """The model, its weights drawn from ``seed``; the global generator is left as it was.
+
+    >>> from headcount import models, tasks
+    >>> reading = Reading.of(tasks.get("match3", tokens=8))
+    >>> parameters(build(models.config("mlp-tokenwise", width=10), reading))
+    191
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, "weights", config.name))
+        return TokenModel(config, reading)
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers training changes."""
+    return sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
+
+
+def count(config: ModelConfig, reading: Reading) -> int:
+    """The exact number of parameters, counted on a model that takes no memory."""
+    with torch.device("meta"):
+        return parameters(TokenModel(config, reading))
