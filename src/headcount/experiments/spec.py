@@ -1,0 +1,161 @@
+"""One training run, described by flat fields: what the command line, a sweep's file and a figure all speak."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Any, Literal
+
+import pydantic
+
+from headcount import models, tasks
+from headcount.errors import HeadcountError
+from headcount.models import ModelConfig, Reading
+from headcount.tasks import Kind, Task
+
+SIZES = ("tokens", "sparsity", "dim", "modulus", "order", "window", "symbols", "hops", "distinct")
+"""Fields that are sizes of the task."""
+MODEL_OPTIONS = (
+    "width", "inner", "depth", "heads", "residual", "mlp", "norm", "blank", "gain", "causal", "embedding",
+    "frequencies",
+)  # fmt: skip
+"""Fields that are options of the model."""
+
+
+class RunSpec(pydantic.BaseModel):
+    """A task, a model, and how it is trained. Fields left at None take the task's or the model's default.
+
+    parameters: the model is scaled to this many (``headcount.models.sized``) unless ``width`` is given.
+    samples: distinct training sequences, gone through again and again; None draws fresh ones throughout.
+    answered: ``last`` counts only the last token's answer. start_tokens: a curriculum for the matching tasks,
+    lengths that double from here to ``tokens``, an equal share of the steps each, every length with its own
+    natural modulus. target: evaluation stops the run once the error is at most, or the accuracy at least,
+    this. snapshots: steps after which the weights are kept.
+
+    >>> RunSpec(task="match3", model="lstm", tokens=8).config.name
+    'lstm'
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), ignored_types=(cached_property,))
+
+    task: str
+    model: str = "attention"
+    seed: int = 0
+
+    tokens: int | None = None
+    sparsity: int | None = None
+    dim: int | None = None
+    modulus: int | None = None
+    order: int | None = None
+    window: int | None = None
+    symbols: int | None = None
+    hops: int | None = None
+    distinct: bool | None = None
+
+    parameters: int = 12_000
+    width: int | None = None
+    inner: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    residual: bool | None = None
+    mlp: bool | None = None
+    norm: bool | None = None
+    blank: bool | None = None
+    gain: float | None = None
+    causal: bool | None = None
+    embedding: Literal["frozen", "learned"] | None = None
+    frequencies: int | None = None
+
+    kind: Kind = "uniform"
+    answered: Literal["all", "last"] = "all"
+    start_tokens: int | None = None
+    steps: int = pydantic.Field(2000, ge=1)
+    batch: int = pydantic.Field(128, ge=1)
+    samples: int | None = pydantic.Field(None, ge=1)
+    learning_rate: float = pydantic.Field(3e-3, gt=0)
+    weight_decay: float = pydantic.Field(0.0, ge=0)
+    warmup: int = pydantic.Field(100, ge=0)
+    clip: float = pydantic.Field(1.0, gt=0)
+    target: float | None = None
+    evaluate_every: int = pydantic.Field(250, ge=1)
+    evaluations: int = pydantic.Field(256, ge=1)
+    checkpoint_every: int = pydantic.Field(500, ge=1)
+    snapshots: tuple[int, ...] = ()
+
+    @classmethod
+    def checked(cls, fields: dict[str, Any]) -> RunSpec:
+        """From untyped fields; what is unknown or out of range is named in a HeadcountError."""
+        unknown = sorted(set(fields) - set(cls.model_fields))
+        if unknown:
+            raise HeadcountError(
+                f"{', '.join(map(repr, unknown))} is no field of a run",
+                fix=f"the fields are {', '.join(cls.model_fields)}",
+            )
+        try:
+            return cls(**fields)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise HeadcountError(f"{name}: {first['msg']}, not {first.get('input')!r}", fix=f"change {name}") from None
+
+    @cached_property
+    def problem(self) -> Task:
+        """The task at its sizes."""
+        return tasks.get(self.task, **{name: getattr(self, name) for name in SIZES if getattr(self, name) is not None})
+
+    @cached_property
+    def reading(self) -> Reading:
+        """What the model is built for."""
+        return Reading.of(self.problem)
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The model's config, scaled to ``parameters`` unless a width is given."""
+        chosen = {name: getattr(self, name) for name in MODEL_OPTIONS if getattr(self, name) is not None}
+        known = {field.name for field in dataclasses.fields(models.config_class(self.model))}
+        if "blank" in known and "blank" not in chosen:
+            chosen["blank"] = self.problem.answer == "binary"  # a match must be told from the best non-match
+        found = models.config(self.model, **chosen)
+        return found if self.width is not None else models.sized(found, self.reading, self.parameters)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The lengths of the curriculum's stages; the task's own alone where there is none."""
+        tokens = self.problem.tokens
+        if self.start_tokens is None:
+            return [tokens]
+        if not (self.reading.circular and self.config.stretches(self.reading) and self.config.embedding == "frozen"):
+            raise HeadcountError(
+                f"a curriculum over lengths needs a matching task and a model of any length, not {self.task} with "
+                f"{self.model}",
+                fix="leave out --start-tokens",
+            )
+        found = [tokens]
+        while found[0] % 2 == 0 and found[0] > self.start_tokens:
+            found.insert(0, found[0] // 2)
+        if found[0] != self.start_tokens or self.modulus is not None or self.samples is not None:
+            raise HeadcountError(
+                f"{self.start_tokens} tokens do not double to {tokens} with moduli of their own and fresh sequences",
+                fix="choose tokens divided by a power of two, and leave out --modulus and --samples",
+            )
+        return found
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether the score is an accuracy."""
+        return self.problem.answer != "vector"
+
+    @property
+    def score_name(self) -> str:
+        """What the score is called in results."""
+        return "balanced_accuracy" if self.higher_is_better else "error"
+
+    def check(self) -> RunSpec:
+        """Raise HeadcountError for what cannot be run; else the spec itself."""
+        if self.lengths and self.config is not None and self.evaluate_every:
+            return self
+        raise AssertionError
+
+    def inputs(self) -> dict[str, Any]:
+        """The fields as JSON values, without those at None: what a run folder is made from."""
+        return self.model_dump(mode="json", exclude_none=True)
