@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from headcount import tasks
 from headcount.experiments.spec import RunSpec
 from headcount.seeds import derive, numpy_generator
-from headcount.tasks import Task
+from headcount.tasks import Kind, Task
 from headcount.tasks.dataset import as_tensors
 
 BLOCK = 2048
@@ -36,9 +36,14 @@ class Portion:
         return len(self.targets)
 
 
-def draw(task: Task, seed: int, count: int, kind: Any) -> Portion:
+def draw(task: Task, seed: int, count: int, kind: str) -> Portion:
     """``count`` sequences of one kind as tensors."""
-    return Portion(task, *as_tensors(task, task.sample(seed, count, kind)))
+    batch = task.sample(seed, count, cast(Kind, "uniform" if kind == "signs" else kind))
+    if kind == "signs":
+        z = np.zeros_like(batch.inputs["z"])
+        z[..., 0] = 1 - 2 * numpy_generator(seed, "signs").integers(0, 2, z.shape[:2])
+        batch = task.batch(z=z, y=batch.inputs["y"])
+    return Portion(task, *as_tensors(task, batch))
 
 
 class Source:
@@ -80,7 +85,9 @@ class Source:
         count = self.spec.samples or 0
         if self._fixed is None:
             blocks = [
-                draw(self.spec.problem, derive(self.spec.seed, "fixed", b), min(BLOCK, count - b * BLOCK), self.spec.kind)
+                draw(
+                    self.spec.problem, derive(self.spec.seed, "fixed", b), min(BLOCK, count - b * BLOCK), self.spec.kind
+                )
                 for b in range(-(-count // BLOCK))
             ]
             inputs, targets = (torch.cat([getattr(b, name) for b in blocks]) for name in ("inputs", "targets"))

@@ -72,9 +72,7 @@ def majority(portion: Portion) -> float:
 def evaluate(model: TokenModel, portion: Portion, last: bool = False) -> float:
     """The score of a model on some sequences."""
     model.eval()
-    found = [
-        model(portion.inputs[start : start + ROWS], portion.modulus) for start in range(0, len(portion), ROWS)
-    ]
+    found = [model(portion.inputs[start : start + ROWS], portion.modulus) for start in range(0, len(portion), ROWS)]
     model.train()
     return score(torch.cat(found), portion, last)
 
@@ -92,7 +90,7 @@ def examine(model: TokenModel, spec: RunSpec) -> dict[str, dict[str, float | str
     """
     found: dict[str, dict[str, float | str]] = {}
     last = spec.answered == "last"
-    for kind in ("uniform", "balanced", "adversarial", "longer"):
+    for kind in dict.fromkeys((spec.main_kind, "uniform", "balanced", "adversarial", "longer")):
         try:
             portion = _longer(spec) if kind == "longer" else held_out(spec, kind, spec.evaluations)
         except HeadcountError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -30,13 +30,16 @@ class RunSpec(pydantic.BaseModel):
     answered: ``last`` counts only the last token's answer. start_tokens: a curriculum for the matching tasks,
     lengths that double from here to ``tokens``, an equal share of the steps each, every length with its own
     natural modulus. target: evaluation stops the run once the error is at most, or the accuracy at least,
-    this. snapshots: steps after which the weights are kept.
+    this. kind: how training sequences are drawn; ``signs`` is for qSA, vectors z = +-e_1 by fair coins, and
+    held-out sequences are then drawn so too. snapshots: steps after which the weights are kept.
 
     >>> RunSpec(task="match3", model="lstm", tokens=8).config.name
     'lstm'
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), ignored_types=(cached_property,))
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), ignored_types=(cached_property,)
+    )
 
     task: str
     model: str = "attention"
@@ -66,20 +69,20 @@ class RunSpec(pydantic.BaseModel):
     embedding: Literal["frozen", "learned"] | None = None
     frequencies: int | None = None
 
-    kind: Kind = "uniform"
+    kind: Kind | Literal["signs"] = "uniform"
     answered: Literal["all", "last"] = "all"
     start_tokens: int | None = None
-    steps: int = pydantic.Field(2000, ge=1)
-    batch: int = pydantic.Field(128, ge=1)
-    samples: int | None = pydantic.Field(None, ge=1)
-    learning_rate: float = pydantic.Field(3e-3, gt=0)
-    weight_decay: float = pydantic.Field(0.0, ge=0)
-    warmup: int = pydantic.Field(100, ge=0)
-    clip: float = pydantic.Field(1.0, gt=0)
+    steps: Annotated[int, pydantic.Field(ge=1)] = 2000
+    batch: Annotated[int, pydantic.Field(ge=1)] = 128
+    samples: Annotated[int | None, pydantic.Field(ge=1)] = None
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 3e-3
+    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    warmup: Annotated[int, pydantic.Field(ge=0)] = 100
+    clip: Annotated[float, pydantic.Field(gt=0)] = 1.0
     target: float | None = None
-    evaluate_every: int = pydantic.Field(250, ge=1)
-    evaluations: int = pydantic.Field(256, ge=1)
-    checkpoint_every: int = pydantic.Field(500, ge=1)
+    evaluate_every: Annotated[int, pydantic.Field(ge=1)] = 250
+    evaluations: Annotated[int, pydantic.Field(ge=1)] = 256
+    checkpoint_every: Annotated[int, pydantic.Field(ge=1)] = 500
     snapshots: tuple[int, ...] = ()
 
     @classmethod
@@ -150,11 +153,17 @@ class RunSpec(pydantic.BaseModel):
         """What the score is called in results."""
         return "balanced_accuracy" if self.higher_is_better else "error"
 
+    @property
+    def main_kind(self) -> Kind | Literal["signs"]:
+        """The kind of the held-out sequences that the score is taken on."""
+        return "signs" if self.kind == "signs" else "uniform"
+
     def check(self) -> RunSpec:
-        """Raise HeadcountError for what cannot be run; else the spec itself."""
-        if self.lengths and self.config is not None and self.evaluate_every:
-            return self
-        raise AssertionError
+        """The spec itself; HeadcountError for one that cannot be run, before any work."""
+        _ = self.config, self.lengths
+        if self.kind == "signs" and self.task != "qsa":
+            raise HeadcountError(f"{self.task} has no signs to draw", fix="leave out --kind signs")
+        return self
 
     def inputs(self) -> dict[str, Any]:
         """The fields as JSON values, without those at None: what a run folder is made from."""

@@ -45,7 +45,7 @@ class Trained:
     @property
     def score(self) -> float:
         """The score on fresh sequences."""
-        return float(self.scores["uniform"][self.spec.score_name])
+        return float(self.scores[self.spec.main_kind][self.spec.score_name])
 
     def summary(self) -> dict[str, Any]:
         """What a run is reported by; the same for the same spec, so without times."""
@@ -106,7 +106,7 @@ class _Run:
     def finish(self) -> Trained:
         """Train to the end, examine, write the results."""
         started = time.perf_counter()
-        held = exam.held_out(self.spec, "uniform", self.spec.evaluations)
+        held = exam.held_out(self.spec, self.spec.main_kind, self.spec.evaluations)
         self.seconds["evaluation"] += time.perf_counter() - started
         if len(self.curve.losses) == 0:
             self._keep(0)
@@ -171,6 +171,19 @@ class _Run:
         if self.saved is None:
             return "no checkpoint was written yet"
         return f"the last good checkpoint is {self.folder / checkpoint.FILE}, after {self.saved} steps"
+
+
+def time_of_a_step(spec: RunSpec, tries: int = 4) -> float:
+    """Seconds that a step takes, data included: the least of some tries after one to warm up."""
+    with thread_count(1):
+        run = _Run(spec, None, silent)
+        run._step()
+        times = []
+        for _ in range(tries):
+            started = time.perf_counter()
+            run._step()
+            times.append(time.perf_counter() - started)
+    return min(times)
 
 
 def rate(step: int, steps: int, warmup: int) -> float:

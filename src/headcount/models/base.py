@@ -46,9 +46,7 @@ class ModelConfig(ABC):
                     f"{field.name} of {self.name} must be at least 1, not {value}", fix="choose a positive size"
                 )
         if self.embedding not in EMBEDDINGS:
-            raise HeadcountError(
-                f"there is no embedding {self.embedding!r}", fix=f"choose {' or '.join(EMBEDDINGS)}"
-            )
+            raise HeadcountError(f"there is no embedding {self.embedding!r}", fix=f"choose {' or '.join(EMBEDDINGS)}")
 
     @property
     def step(self) -> int:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from headcount.models.base import ModelConfig
 from headcount.models.reading import Reading
 
+Cells = nn.LSTM | nn.GRU | nn.RNN
+
 
 @dataclass(frozen=True)
 class RecurrentConfig(ModelConfig):
@@ -18,7 +20,7 @@ class RecurrentConfig(ModelConfig):
     Not causal: one net from each side, ``width`` units each, as tasks that ask about later tokens need.
     """
 
-    cell: ClassVar[type[nn.RNNBase]]
+    cell: ClassVar[type[Cells]]
 
     depth: int = 1
 
@@ -33,7 +35,7 @@ class LSTMConfig(RecurrentConfig):
 
     name: ClassVar[str] = "lstm"
     summary: ClassVar[str] = "LSTM, from both sides unless causal"
-    cell: ClassVar[type[nn.RNNBase]] = nn.LSTM
+    cell: ClassVar[type[Cells]] = nn.LSTM
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class GRUConfig(RecurrentConfig):
 
     name: ClassVar[str] = "gru"
     summary: ClassVar[str] = "GRU, from both sides unless causal"
-    cell: ClassVar[type[nn.RNNBase]] = nn.GRU
+    cell: ClassVar[type[Cells]] = nn.GRU
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class RNNConfig(RecurrentConfig):
 
     name: ClassVar[str] = "rnn"
     summary: ClassVar[str] = "plain recurrent net, from both sides unless causal"
-    cell: ClassVar[type[nn.RNNBase]] = nn.RNN
+    cell: ClassVar[type[Cells]] = nn.RNN
 
 
 class Recurrent(nn.Module):

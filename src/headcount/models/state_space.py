@@ -123,6 +123,7 @@ class Mamba2(nn.Module):
         """Each channel with the last ``CONV`` tokens, (batch, tokens, mixed); torch's own is slow backward."""
         padded = pad(mixture, (0, 0, CONV - 1, 0))
         taps, tokens = self.conv1d.weight[:, 0], mixture.shape[1]
+        assert self.conv1d.bias is not None
         found = self.conv1d.bias + padded[:, :tokens] * taps[:, 0]
         for k in range(1, CONV):
             found = found + padded[:, k : k + tokens] * taps[:, k]

@@ -1,0 +1,151 @@
+"""``headcount learn``: train one model on one task; ``headcount figure``: the figures of the learning lab."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from headcount.cli.common import Json, Out, Overwrite, Seed, emit_json, progress_bars, show
+from headcount.cli.task import Dim, Distinct, Hops, Modulus, Order, Sparsity, Symbols, Tokens, Window
+
+if TYPE_CHECKING:
+    from headcount.experiments.train import Trained
+
+HIGHER = ("third-order", "strassen")
+"""Models that are shown beside pairwise attention with as many parameters."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("learn")(learn)
+
+
+def learn(
+    task: Annotated[str, typer.Argument(help="A name of `task list`.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            help="attention, third-order, strassen, lstm, gru, rnn, ssm, mlp (flattened), mlp-tokenwise (control).",
+        ),
+    ] = "attention",
+    tokens: Tokens = None,
+    sparsity: Sparsity = None,
+    dim: Dim = None,
+    modulus: Modulus = None,
+    order: Order = None,
+    window: Window = None,
+    symbols: Symbols = None,
+    hops: Hops = None,
+    distinct: Distinct = None,
+    parameters: Annotated[int, typer.Option("--parameters", help="Scale the model to this many, within 5%.")] = 12_000,
+    width: Annotated[int | None, typer.Option("--width", help="A width instead of --parameters.")] = None,
+    inner: Annotated[int | None, typer.Option("--inner", help="The second size, see the model's config.")] = None,
+    depth: Annotated[int | None, typer.Option("--depth", help="Layers.")] = None,
+    heads: Annotated[int | None, typer.Option("--heads", help="Attention heads.")] = None,
+    residual: Annotated[bool | None, typer.Option("--residual/--no-residual", help="Around attention and MLP.")] = None,
+    mlp: Annotated[bool | None, typer.Option("--mlp/--no-mlp", help="An MLP after attention.")] = None,
+    norm: Annotated[bool | None, typer.Option("--norm/--no-norm", help="Layer norms.")] = None,
+    blank: Annotated[bool | None, typer.Option("--blank/--no-blank", help="A learned token in front.")] = None,
+    gain: Annotated[float | None, typer.Option("--gain", help="Factor on the initial logits.")] = None,
+    causal: Annotated[bool | None, typer.Option("--causal/--not-causal", help="Read from one side only.")] = None,
+    embedding: Annotated[
+        Literal["frozen", "learned"] | None,
+        typer.Option("--embedding", help="Residues by Fourier features, or by a learned table."),
+    ] = None,
+    frequencies: Annotated[int | None, typer.Option("--frequencies", help="Fourier features of a residue.")] = None,
+    kind: Annotated[
+        Literal["uniform", "balanced", "adversarial"] | None, typer.Option("--kind", help="Training sequences.")
+    ] = None,
+    answered: Annotated[
+        Literal["all", "last"] | None, typer.Option("--answered", help="Tokens whose answers count.")
+    ] = None,
+    start_tokens: Annotated[
+        int | None, typer.Option("--start-tokens", help="Curriculum: lengths double from here to --tokens.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Training steps.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Sequences of a step.")] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Distinct training sequences; by default all are fresh.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="The highest.")] = None,
+    target: Annotated[float | None, typer.Option("--target", help="Stop at this error or accuracy.")] = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train one model on one task and say how well it does on fresh, balanced, adversarial and longer sequences.
+
+    With --out the state is kept there while it runs, and the same command goes on after a kill; the curve is
+    drawn there too. On matching tasks pairwise attention with as many parameters is trained beside other
+    attention.
+    """
+    given = {name: value for name, value in locals().items() if name not in ("out", "overwrite", "as_json")}
+    from headcount.experiments.spec import RunSpec
+    from headcount.experiments.train import train
+
+    spec = RunSpec.checked({name: value for name, value in given.items() if value is not None}).check()
+    with progress_bars() as progress:
+        found = train(spec, out, progress=progress, overwrite=overwrite)
+        beside = None
+        if model in HIGHER:
+            other = spec.model_copy(update={"model": "attention"})
+            beside = train(
+                RunSpec.checked(other.inputs()), out and out / "attention", progress=progress, overwrite=overwrite
+            )
+    if out is not None:
+        from headcount.experiments.figures.curve import draw
+
+        draw([found, *([beside] if beside else [])], out)
+    if as_json:
+        emit_json(_answer(found) | ({"beside": _answer(beside)} if beside else {}))
+        return
+    _tables([found, *([beside] if beside else [])], out)
+
+
+def _answer(found: Trained) -> dict[str, Any]:
+    total = sum(found.seconds.values())
+    shares = {name: value / total for name, value in found.seconds.items()}
+    return found.summary() | {"seconds": total, "shares_of_time": shares}
+
+
+def _tables(runs: list[Trained], out: Path | None) -> None:
+    from rich.table import Table
+
+    first = runs[0]
+    table = Table(
+        "model", "parameters", "steps", "seconds", *first.scores, title=f"{first.spec.task}: {first.spec.score_name}"
+    )
+    for run in runs:
+        cells = [_cell(entry, run.spec.score_name) for entry in run.scores.values()]
+        answer = _answer(run)
+        table.add_row(
+            run.spec.model, f"{answer['parameters']:,}", f"{answer['steps']:,}", f"{answer['seconds']:.1f}", *cells
+        )
+    show(table)
+    for run in runs:
+        scores = [value for _, value in run.curve.scores]
+        ends = f"{scores[0]:.4g} to {scores[-1]:.4g} over {len(run.curve.losses):,} steps"
+        show(f"{run.spec.model:>14} {sparkline(scores)} {ends}")
+    majority = first.scores["uniform"].get("majority_accuracy")
+    if majority is not None:
+        show(f"Always the most frequent answer: plain accuracy {majority:.3f}, balanced accuracy 1/classes.")
+    for kind, entry in first.scores.items():
+        if "reason" in entry:
+            show(f"{kind}: {entry['reason']}")
+    if out is not None:
+        show(f"written to {out}")
+
+
+def _cell(entry: dict[str, float | str], name: str) -> str:
+    return f"{entry[name]:.4f}" if name in entry else "-"
+
+
+def sparkline(values: list[float]) -> str:
+    """A curve in one line of block characters, from the least to the largest value."""
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (value - low) / span))] for value in values)

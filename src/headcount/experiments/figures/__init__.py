@@ -1,0 +1,1 @@
+"""The figures of the learning lab, one file each; ``registry`` lists them."""
