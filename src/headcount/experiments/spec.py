@@ -25,7 +25,8 @@ MODEL_OPTIONS = (
 class RunSpec(pydantic.BaseModel):
     """A task, a model, and how it is trained. Fields left at None take the task's or the model's default.
 
-    parameters: the model is scaled to this many (``headcount.models.sized``) unless ``width`` is given.
+    residual, mlp, blank: of attention, off for tasks that ask for a mean (the bare unit of the theory), on for
+    the others. parameters: the model is scaled to this many (``headcount.models.sized``) unless ``width`` is given.
     samples: distinct training sequences, gone through again and again; None draws fresh ones throughout.
     answered: ``last`` counts only the last token's answer. start_tokens: a curriculum for the matching tasks,
     lengths that double from here to ``tokens``, an equal share of the steps each, every length with its own
@@ -75,7 +76,7 @@ class RunSpec(pydantic.BaseModel):
     steps: Annotated[int, pydantic.Field(ge=1)] = 2000
     batch: Annotated[int, pydantic.Field(ge=1)] = 128
     samples: Annotated[int | None, pydantic.Field(ge=1)] = None
-    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 3e-3
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 5e-3
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.0
     warmup: Annotated[int, pydantic.Field(ge=0)] = 100
     clip: Annotated[float, pydantic.Field(gt=0)] = 1.0
@@ -116,8 +117,12 @@ class RunSpec(pydantic.BaseModel):
         """The model's config, scaled to ``parameters`` unless a width is given."""
         chosen = {name: getattr(self, name) for name in MODEL_OPTIONS if getattr(self, name) is not None}
         known = {field.name for field in dataclasses.fields(models.config_class(self.model))}
-        if "blank" in known and "blank" not in chosen:
-            chosen["blank"] = self.problem.answer == "binary"  # a match must be told from the best non-match
+        # Where a mean is asked, the theory's bare unit spends its parameters best; a match must be told from the
+        # best non-match, which takes a blank and a threshold.
+        averages = self.problem.answer == "vector"
+        for name, default in (("residual", not averages), ("mlp", not averages), ("blank", not averages)):
+            if name in known:
+                chosen.setdefault(name, default)
         found = models.config(self.model, **chosen)
         return found if self.width is not None else models.sized(found, self.reading, self.parameters)
 

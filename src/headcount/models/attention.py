@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headcount.attention import SelfAttention
 from headcount.errors import HeadcountError
-from headcount.models.base import ModelConfig
+from headcount.models.base import ModelConfig, embedding
 from headcount.models.reading import Reading
 
 
@@ -115,7 +115,7 @@ class Stack(nn.Module):
 
     def __init__(self, config: AttentionConfig, features: int, answers: int) -> None:
         super().__init__()
-        self.embed = nn.Linear(features, config.width)
+        self.embed = embedding(features, config.width)
         self.blank = nn.Parameter(torch.zeros(config.width)) if config.blank else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.answer = nn.Linear(config.width, answers)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from headcount.models.base import ModelConfig
+from headcount.models.base import ModelConfig, embedding
 from headcount.models.reading import Reading
 
 Cells = nn.LSTM | nn.GRU | nn.RNN
@@ -62,7 +62,7 @@ class Recurrent(nn.Module):
     def __init__(self, config: RecurrentConfig, features: int, answers: int) -> None:
         super().__init__()
         sides = 1 if config.causal else 2
-        self.embed = nn.Linear(features, config.finer)
+        self.embed = embedding(features, config.finer)
         self.cells = config.cell(
             config.finer, config.width, num_layers=config.depth, batch_first=True, bidirectional=sides == 2
         )

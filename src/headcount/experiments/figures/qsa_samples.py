@@ -19,11 +19,11 @@ GOALS = (0.25, 0.1, 0.05)
 def plan(scale: Scale) -> list[RunSpec]:
     """All models at 12,000 parameters, the same sequences for each; the unit is bare, as in the theory."""
     quick = scale == "quick"
-    steps = 500 if quick else 2000
+    steps = 500 if quick else 1500
     found = []
     for model in MODELS:
         bare = False if model == "attention" else None
-        for count in (300, 3000, 30_000) if quick else (100, 300, 1000, 3000, 10_000, 30_000, 100_000):
+        for count in (300, 3000, 30_000) if quick else (100, 1000, 3000, 10_000, 30_000, 100_000):
             for seed in range(2 if quick else 5):
                 spec = RunSpec(
                     task="qsa",
@@ -36,7 +36,7 @@ def plan(scale: Scale) -> list[RunSpec]:
                     samples=count,
                     seed=seed,
                     steps=steps,
-                    batch=64 if quick else 128,
+                    batch=64,
                     evaluate_every=steps,
                 )
                 found.append(spec)
