@@ -106,7 +106,7 @@ def get_format(name: str) -> Format:
     plain = _ALIASES.get(plain, plain)
     if plain in _NAMED:
         return _NAMED[plain]
-    match = re.fullmatch(r"(fixed|float):?-?(\d+)", plain)
+    match = re.fullmatch(r"(fixed|float)[:-]?(\d+)", plain)
     if match is None:
         raise HeadcountError(f"precision {name!r} is unknown", fix=f"choose one of {', '.join(NAMES)}")
     kind, p = match[1], int(match[2])
