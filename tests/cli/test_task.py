@@ -121,7 +121,7 @@ def test_bad_usage_is_one_line_and_exit_2(
         ("qsa", '{"z": [[0.5], [0.5]], "y": [[0, 0], [0, 1]]}', "a repeated element"),
         ("qsa", '{"z": [[0.5], [0.5]], "y": [[0, 2], [0, 1]]}', "outside [0, 2)"),
         ("qsa", '{"z": [[0.5], [0.5]]}', "needs its inputs by name"),
-        ("qsa", "[1, 2]", "takes the inputs z, y"),
+        ("qsa", "[1, 2, 3, 4]", "takes the inputs z, y"),
     ],
 )
 def test_bad_inputs_are_one_line_and_exit_2(

@@ -39,7 +39,7 @@ def test_saved_weights_load_back_as_the_same_module(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_mixed_verification_covers_both_kinds(name: str) -> None:
+def test_mixed_verification_covers_all_kinds(name: str) -> None:
     built = constructions.build(name, **SIZES[name])
     found = verify_kinds(built, count=4, seed=1)
     assert found.verified and found.checked == 4 * SIZES[name]["tokens"]
@@ -53,10 +53,10 @@ def test_failures_of_the_second_kind_are_numbered_through() -> None:
     built = constructions.build("match2", tokens=16, modulus=100_003)
     found = verify_kinds(built, count=6, precision="fp32")
     assert not found.verified and found.first_failure is not None
-    assert found.first_failure.sequence >= 3  # uniform sequences hold no match at this size
-    near = verify_kinds(built, "adversarial", 3, precision="fp32")
+    assert found.first_failure.sequence >= 2  # the two uniform sequences hold no match at this size
+    near = verify_kinds(built, "adversarial", 2, precision="fp32")
     assert near.first_failure is not None
-    assert near.first_failure.sequence == found.first_failure.sequence - 3
+    assert near.first_failure.sequence == found.first_failure.sequence - 2
 
 
 def test_unknown_names_and_options() -> None:

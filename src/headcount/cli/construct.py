@@ -31,7 +31,7 @@ Accumulate = Annotated[
 Count = Annotated[int, typer.Option("--count", help="Sequences to verify on.")]
 Verified = Annotated[
     Literal["uniform", "balanced", "adversarial", "mixed"],
-    typer.Option("--kind", help="How they are drawn; mixed: half uniform, half adversarial."),
+    typer.Option("--kind", help="How they are drawn; mixed: a third of each."),
 ]
 Epsilon = Annotated[float | None, typer.Option("--epsilon", help="Largest error; 1e-3 unless given.")]
 Guarantee = Annotated[

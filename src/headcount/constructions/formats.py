@@ -144,7 +144,7 @@ def _round_fixed(x: Tensor, p: int) -> Tensor:
     if not torch.isfinite(largest):
         return torch.full_like(x, math.nan)
     _, exponent = torch.frexp(largest)  # largest < 2^exponent
-    spacing = torch.ldexp(x.new_ones(()), exponent - (p - 1))
+    spacing = torch.ldexp(x.new_ones(()), (exponent - (p - 1)).clamp(min=-1022))
     steps = 2.0 ** (p - 1)
     return (x / spacing).round().clamp(-steps, steps - 1) * spacing
 

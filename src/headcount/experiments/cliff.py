@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +35,7 @@ class Curve:
     """The statement of Sanford et al. 2023: a shape, its constant is not known."""
     shape: Callable[[float], float]
     label: str = ""
-    count: int = 8
-    epsilon: Callable[[dict[str, Any]], float] = field(default=lambda options: 1e-3)
+    count: int = 12
 
     def build(self, value: int, seed: int) -> Construction:
         """The construction at one size."""
@@ -78,7 +77,7 @@ CURVES = (
         "p of order log((q/eps) log N) (Theorem 2)",
         lambda n: math.log2(4 / _qsa_epsilon(4) * math.log(n)),
         "qSA, sign keys, q = 4, eps = 1/16",
-        4,
+        6,
     ),
     Curve(
         "qsa-polytope",
@@ -88,7 +87,7 @@ CURVES = (
         "p large enough (Theorem 3); here q log N",
         lambda n: 2 * math.log2(n),
         "qSA, cyclic polytope, q = 2, eps = 1/8",
-        4,
+        6,
     ),
 )
 

@@ -159,7 +159,7 @@ class QSA(Task):
     def _solve(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
         """O(N q d') additions; exact before the division for vectors on the grid."""
         z = inputs["z"]
-        # Sums of up to 2^9 multiples of 2^-15 of magnitude up to 1 have 24 bits: exact in float32, and faster.
+        # Sums of up to 2^9 multiples of 2^-15 of magnitude up to 1 have 24 bits: float32 is exact.
         small = z.dtype == np.float32 and self.sparsity <= 512 and bool((z * GRID == np.rint(z * GRID)).all())
         z = z if small else z.astype(np.float64)
         targets = np.empty(z.shape, dtype=np.float64)
