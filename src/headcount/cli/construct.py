@@ -21,7 +21,8 @@ NAMES = ("qsa-certificate", "qsa-polytope", "match2", "match-s", "match3-bigram"
 Precision = Annotated[
     str,
     typer.Option(
-        "--precision", help="fp64, fp32, tf32, bf16, fp16, e4m3, e5m2, fixed:p or float:p (p bits)."
+        "--precision",
+        help="fp64, fp32, tf32, bf16, fp16, e4m3, e5m2, fixed:p, float:p; qsa-polytope: wide:p.",
     ),
 ]
 Accumulate = Annotated[
@@ -91,7 +92,7 @@ def _command(name: str) -> None:
         with progress_bars() as progress:
             if "progress" in constructions.options(name):
                 options["progress"] = progress
-            constructions.get_format(precision)  # refuse it before the work
+            _check_precision(precision)  # before the work
             built = constructions.build(name, **options)
             _report(built, precision, accumulate, count, kind, seed, save, as_json, start, progress)
 
@@ -141,10 +142,18 @@ def check(
     from headcount import constructions
 
     start = time.perf_counter()
-    constructions.get_format(precision)
+    _check_precision(precision)
     with progress_bars() as progress:
         loaded = constructions.load(folder)
         _report(loaded, precision, accumulate, count, kind, seed, None, as_json, start, progress)
+
+
+def _check_precision(precision: str) -> None:
+    from headcount import constructions
+    from headcount.constructions.wide import wide_bits
+
+    if wide_bits(precision) is None:
+        constructions.get_format(precision)
 
 
 def _report(

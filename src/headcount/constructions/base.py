@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -37,6 +38,12 @@ class ConstructionModule(nn.Module):
     @abstractmethod
     def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> ConstructionModule:
         """The module with these settings and tensors."""
+
+    def wide_outputs(self, *arguments: Tensor, precision: str) -> NDArray[np.float64]:
+        """The outputs in more bits than float64 has, where the construction has such a path."""
+        raise HeadcountError(
+            f"precision {precision!r} is for qsa-polytope only", fix="choose one of at most 53 bits"
+        )
 
     def arguments(self, batch: Batch) -> tuple[Tensor, ...]:
         """The arrays of a batch, as ``forward`` takes them (vectors in float64)."""
@@ -71,8 +78,7 @@ class Construction:
         failure: Failure | None = None
         for row in range(len(batch)):
             one = batch[row : row + 1]
-            arguments = self.module.arguments(one)
-            outputs = run(self.module, *arguments, precision=precision, accumulate=accumulate).numpy()
+            outputs = self.outputs(one, precision, accumulate)
             score = self.task.score(outputs, one, epsilon)
             checked, wrong = checked + score.checked, wrong + score.wrong
             max_error = max(max_error, score.max_error)
@@ -89,6 +95,13 @@ class Construction:
             verified=failure is None,
             first_failure=failure,
         )
+
+    def outputs(self, batch: Batch, precision: str, accumulate: Accumulate) -> NDArray[np.float64]:
+        """What the module answers in the asked arithmetic."""
+        arguments = self.module.arguments(batch)
+        if precision.startswith("wide"):
+            return self.module.wide_outputs(*arguments, precision=precision)
+        return np.asarray(run(self.module, *arguments, precision=precision, accumulate=accumulate).numpy())
 
     def _locate(self, outputs: Any, targets: Any, row: int) -> Failure:
         """The token with the largest error."""
