@@ -15,6 +15,7 @@ LAYERS = {
     "seeds": 0,
     "store": 0,
     "progress": 0,
+    "verbs": 0,
     "tasks": 1,
     "attention": 1,
     "pretrained": 1,
@@ -24,11 +25,12 @@ LAYERS = {
     "models": 2,
     "audit": 2,
     "plan": 3,
-    "trim": 3,
-    "evaluate": 3,
-    "experiments": 4,
-    "report": 4,
-    "cli": 5,
+    "trim": 4,
+    "evaluate": 4,
+    "experiments": 5,
+    "report": 5,
+    "pipeline": 6,
+    "cli": 7,
 }
 FREE = {"__init__", "__main__", "py"}  # the public face re-exports from every layer, lazily
 

@@ -1,25 +1,68 @@
-"""headcount: how much attention does this Transformer need, and can I have the model that has just that?"""
+"""headcount: how much attention does this Transformer need, and can I have the model that has just that?
+
+The verbs work on live objects::
+
+    import headcount
+
+    opened = headcount.open_model("demo")
+    found = headcount.audit(opened.model, headcount.calibration_tokens(opened))
+    half = headcount.plan(found, cache=0.5)
+    smaller = headcount.trim(opened.model, half)
+    headcount.evaluate([opened, ("half", smaller, opened.tokenizer)])
+
+The theory is beside them: ``headcount.tasks``, ``headcount.constructions``, ``headcount.bounds``, ``headcount.refute``.
+
+Nothing heavy is imported before a name is used. Importing headcount makes its trimmed models known to
+transformers' auto classes, as soon as those are imported.
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from headcount.pretrained.register import register_with_transformers
+
 if TYPE_CHECKING:
     from headcount import bounds as bounds
+    from headcount import constructions as constructions
     from headcount import tasks as tasks
+    from headcount.audit.record import Audit as Audit
+    from headcount.audit.run import audit as audit
     from headcount.bounds.dispatch import refute as refute
+    from headcount.evaluate.result import Evaluation as Evaluation
+    from headcount.evaluate.run import evaluate as evaluate
+    from headcount.plan.make import Plan as Plan
+    from headcount.plan.make import plan as plan
+    from headcount.pretrained.calibration import calibration_tokens as calibration_tokens
+    from headcount.pretrained.families import read_spec as read_spec
+    from headcount.pretrained.loading import OpenModel as OpenModel
+    from headcount.pretrained.loading import open_model as open_model
+    from headcount.trim.run import trim as trim
 
 __version__ = "0.1.0.dev0"
 
-_MODULES = ("bounds", "tasks")
-_FUNCTIONS = {"refute": "headcount.bounds.dispatch"}
+_PACKAGES = ("audit", "bounds", "constructions", "evaluate", "plan", "tasks", "trim")
+"""Subpackages; those that are verbs can be called (see ``headcount.verbs``)."""
+_PLACES = {
+    "Audit": "headcount.audit.record",
+    "Evaluation": "headcount.evaluate.result",
+    "OpenModel": "headcount.pretrained.loading",
+    "Plan": "headcount.plan.make",
+    "calibration_tokens": "headcount.pretrained.calibration",
+    "open_model": "headcount.pretrained.loading",
+    "read_spec": "headcount.pretrained.families",
+    "refute": "headcount.bounds.dispatch",
+}
+__all__ = [*_PACKAGES, *_PLACES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names on first use, so that ``import headcount`` stays free of torch and NumPy."""
-    if name in _MODULES:
+    if name in _PACKAGES:
         return importlib.import_module(f"headcount.{name}")
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'headcount' has no attribute {name!r}")
+
+
+register_with_transformers()

@@ -13,6 +13,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from headcount.errors import HeadcountError
+
 Form = Literal["dense", "fast", "small"]
 """How keys and values are cached.
 
@@ -58,6 +60,8 @@ class LayerSpec(BaseModel):
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is no multiple of n_kv_heads {self.n_kv_heads}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1, not {self.window}")
         if not 0 <= self.rotary_dim <= self.qk_dim:
             raise ValueError(f"rotary_dim {self.rotary_dim} is outside [0, qk_dim {self.qk_dim}]")
         if self.form == "dense":
@@ -93,20 +97,34 @@ class LayerSpec(BaseModel):
         return self.k_rank + self.v_rank
 
     @property
+    def folds_keys(self) -> bool:
+        """Whether the key latent is one product with the token: no rotation and no norm lies between."""
+        return self.form != "dense" and not self.qk_norm and (self.form == "small" or self.rotary_dim == 0)
+
+    @property
+    def folds_values(self) -> bool:
+        """Whether the way back from the value latent is folded into the output matrix.
+
+        Folded, that matrix has H r_v h entries; apart, the two have K e r_v + H e h. Whichever is smaller.
+        """
+        if self.v_rank is None:
+            return False
+        apart = self.v_width * self.v_rank + self.n_heads * self.v_dim * self.hidden
+        return self.n_heads * self.v_rank * self.hidden <= apart
+
+    @property
     def matrix_params(self) -> int:
         """Entries of the attention's matrices: what a token is multiplied with."""
         queries = self.hidden * self.n_heads * self.qk_dim
         if self.form == "dense":
-            return (
-                queries
-                + self.hidden * (self.k_width + self.v_width)
-                + self.n_heads * self.v_dim * self.hidden
-            )
+            return queries + self.hidden * (self.k_width + self.v_width) + self.n_heads * self.v_dim * self.hidden
         assert self.k_rank is not None and self.v_rank is not None
-        folded = self.form == "small" and not self.qk_norm
+        folded = self.folds_keys
         keys = self.hidden * self.k_rank if folded else (self.hidden + self.k_rank) * self.k_width
         rebuild = self.k_width * self.k_rank
-        return queries + keys + rebuild + self.hidden * self.v_rank + self.n_heads * self.v_rank * self.hidden
+        output = self.n_heads * (self.v_rank if self.folds_values else self.v_dim) * self.hidden
+        expand = 0 if self.folds_values else self.v_width * self.v_rank
+        return queries + keys + rebuild + self.hidden * self.v_rank + expand + output
 
     @property
     def attention_params(self) -> int:
@@ -116,12 +134,10 @@ class LayerSpec(BaseModel):
             biases = self.qkv_bias * (self.n_heads * self.qk_dim + self.k_width + self.v_width)
             return self.matrix_params + norms + biases + self.o_bias * self.hidden
         assert self.k_rank is not None and self.v_rank is not None
-        biases = (
-            self.qkv_bias * self.n_heads * self.qk_dim + self.hidden
-        )  # queries; the output always has one
+        biases = self.qkv_bias * self.n_heads * self.qk_dim + self.hidden  # queries; the output always has one
         if self.form == "small":
             biases += self.k_width  # the mean key, rebuilt with the latent
-        if self.form == "fast" or self.qk_norm:
+        if not self.folds_keys:
             biases += self.qkv_bias * self.k_width
         return self.matrix_params + norms + biases
 
@@ -137,13 +153,15 @@ class LayerSpec(BaseModel):
             return 2 * self.matrix_params + seen * per_seen
         assert self.k_rank is not None and self.v_rank is not None
         rebuild = self.k_width * self.k_rank
+        # k_up (fast) and v_up are applied to every query head, though each pair of KV head and rank has one entry.
+        products = self.matrix_params - rebuild
+        if not self.folds_values:
+            products += (self.n_heads - self.n_kv_heads) * self.v_dim * self.v_rank
         if self.form == "fast":
             per_seen = 2 * self.n_heads * (self.k_rank + self.v_rank)
-            # k_up is applied to the queries: every head uses the d rows of its KV head.
-            absorbed = self.n_heads * self.qk_dim * self.k_rank - rebuild
-            return 2 * (self.matrix_params + absorbed) + seen * per_seen
+            return 2 * (products + self.n_heads * self.qk_dim * self.k_rank) + seen * per_seen
         per_seen = 2 * self.n_heads * (self.qk_dim + self.v_rank) + 2 * rebuild
-        return 2 * (self.matrix_params - rebuild) + seen * per_seen
+        return 2 * products + seen * per_seen
 
 
 class ModelSpec(BaseModel):
@@ -171,6 +189,8 @@ class ModelSpec(BaseModel):
 
     def cache_bytes_per_token(self, dtype: str = "float32") -> int:
         """Bytes cached for one token, all layers, while it is inside every window."""
+        if dtype not in DTYPE_BYTES:
+            raise HeadcountError(f"unknown dtype {dtype!r} for a cache", fix=f"use one of {', '.join(DTYPE_BYTES)}")
         return self.cache_numbers_per_token * DTYPE_BYTES[dtype]
 
     def attention_flops_per_token(self, context: int) -> int:

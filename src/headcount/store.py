@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -26,24 +27,26 @@ if TYPE_CHECKING:
     import torch
 
 MARKER = "headcount-run.json"
+_ELSEWHERE = "free some, or choose another --out"
 Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 
 @contextlib.contextmanager
-def _named_disk_errors(path: Path) -> Iterator[None]:
+def named_disk_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a forbidden place into one clear line."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HeadcountError(
-                f"no space left to write {path}", fix="free some, or choose another --out"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise HeadcountError(
-                f"cannot write {path}: {error.strerror}", fix="choose another --out"
-            ) from error
-        raise
+            raise HeadcountError(f"no space left to write {path}", fix=_ELSEWHERE) from error
+        reason = error.strerror or str(error)
+        raise HeadcountError(f"cannot write {path}: {reason}", fix="choose another --out") from error
+    except SafetensorError as error:  # it puts the system's error into words
+        if f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error):
+            raise HeadcountError(f"no space left to write {path}", fix=_ELSEWHERE) from error
+        raise HeadcountError(f"cannot write {path}: {error}", fix="choose another --out") from error
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:
@@ -56,13 +59,13 @@ def require_space(folder: Path, needed_bytes: int) -> None:
         raise HeadcountError(
             f"no space left on the device of {folder}: {needed_bytes / 2**20:,.0f} MiB are needed, "
             f"{free / 2**20:,.0f} MiB are free",
-            fix="free some, or choose another --out",
+            fix=_ELSEWHERE,
         )
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Call ``write`` with a temporary path beside ``path``, then rename: readers see all of it or nothing."""
-    with _named_disk_errors(path):
+    with named_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
@@ -88,10 +91,7 @@ def _fill(place: Path, text: str) -> None:
 
 def write_json(path: Path, value: pydantic.BaseModel | Mapping[str, Any]) -> None:
     """Write a pydantic object or a mapping as JSON atomically."""
-    if isinstance(value, pydantic.BaseModel):
-        text = value.model_dump_json(indent=1)
-    else:
-        text = json.dumps(value, indent=1)
+    text = value.model_dump_json(indent=1) if isinstance(value, pydantic.BaseModel) else json.dumps(value, indent=1)
     write_text(path, text + "\n")
 
 
@@ -105,6 +105,8 @@ def read_json(path: Path, schema: type[Schema]) -> Schema:
         raise HeadcountError(f"{path} is a folder, not a file", fix="check the path") from None
     except UnicodeDecodeError:
         raise HeadcountError(f"{path} is not UTF-8 text", fix="give a file that headcount wrote") from None
+    except (OSError, ValueError) as error:
+        raise HeadcountError(f"{path} cannot be read ({error})", fix="check the path") from error
     try:
         return schema.model_validate_json(text)
     except pydantic.ValidationError as error:
@@ -113,9 +115,7 @@ def read_json(path: Path, schema: type[Schema]) -> Schema:
         raise HeadcountError(f"{path} is not valid: {field}: {first['msg']}", fix="make it again") from None
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically, after checking that it fits on the disk."""
     from safetensors.torch import save_file
 
@@ -134,46 +134,66 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise HeadcountError(f"{path} does not exist", fix="check the path") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise HeadcountError(
-            f"{path} is not a readable safetensors file ({error})", fix="make it again"
-        ) from None
+        raise HeadcountError(f"{path} is not a readable safetensors file ({error})", fix="make it again") from None
 
 
 def open_run_folder(path: Path, kind: str, inputs: Mapping[str, Any], overwrite: bool = False) -> Path:
     """Make the run folder, or go on in one that this command made from the same inputs.
 
-    ``inputs`` is everything that the content depends on (JSON values). A folder that is not ours is never
-    touched; one of ours made from other inputs is replaced only with ``overwrite``.
+    ``inputs`` is everything that the content depends on (JSON values). A folder that is not ours, or that another
+    command made, is never touched; one of this command's from other inputs is replaced only with ``overwrite``.
+    What a killed run left half-written is cleared away.
     """
     path = Path(path)
     record = {"kind": kind, "inputs": json.loads(json.dumps(dict(inputs)))}
     marker = path / MARKER
-    if path.exists() and not path.is_dir():
-        raise HeadcountError(f"{path} exists and is not a folder", fix="choose another --out")
-    if path.is_dir() and any(path.iterdir()):
-        if not marker.is_file():
-            raise HeadcountError(f"{path} exists and was not made by headcount", fix="choose another --out")
-        try:
-            found = json.loads(marker.read_text(encoding="utf-8"))
-        except (ValueError, OSError):
-            found = {}
-        if found == record:
-            return path
-        if not overwrite:
-            raise HeadcountError(
-                f"{path} holds a run made from other inputs ({_difference(found, record)})",
-                fix="choose another --out, or pass --overwrite",
-            )
-        shutil.rmtree(path)
-    write_json(marker, record)
+    with named_disk_errors(path):
+        if path.exists() and not path.is_dir():
+            raise HeadcountError(f"{path} exists and is not a folder", fix="choose another --out")
+        if path.is_dir() and any(not _is_leftover(file, MARKER) for file in path.iterdir()):
+            found = _read_marker(marker)
+            if found is None or found["kind"] != kind:
+                made = "was not made by headcount" if found is None else f"was made by {found['kind']!r}"
+                raise HeadcountError(f"{path} exists and {made}", fix="choose another --out")
+            if found == record:
+                for file in path.rglob(".*.tmp"):
+                    if _is_leftover(file):
+                        file.unlink(missing_ok=True)
+                return path
+            if not overwrite:
+                raise HeadcountError(
+                    f"{path} holds a run made from other inputs ({_difference(found['inputs'], record['inputs'])})",
+                    fix="choose another --out, or pass --overwrite",
+                )
+            # Killed in the middle of it, the folder is still ours, and no run goes on from what is left.
+            write_json(marker, {"kind": kind, "inputs": {"replaced": True}})
+            for file in path.iterdir():
+                if file.is_dir() and not file.is_symlink():
+                    shutil.rmtree(file)
+                elif file.name != MARKER:
+                    file.unlink()
+        write_json(marker, record)
     return path
 
 
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Name what differs between two run records, in a few words."""
-    if found.get("kind") != wanted["kind"]:
-        return f"made by {found.get('kind', 'an unknown command')!r}"
-    old, new = found.get("inputs", {}), wanted["inputs"]
+def _is_leftover(file: Path, name: str = "") -> bool:
+    """Whether ``write_atomic`` of a killed run left this file, on its way to becoming ``name`` (``""``: any)."""
+    return re.fullmatch(rf"\.{re.escape(name) or '.+'}\.[a-z0-9_]{{8}}\.tmp", file.name) is not None
+
+
+def _read_marker(marker: Path) -> dict[str, Any] | None:
+    """What a run folder was made from; ``None`` where that is not told in our words."""
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if isinstance(found, dict) and isinstance(found.get("kind"), str) and isinstance(found.get("inputs"), dict):
+        return found
+    return None
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name what differs between the inputs of two runs, in a few words."""
     names = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     shown = ", ".join(f"{key}: {_short(old.get(key))} then, {_short(new.get(key))} now" for key in names[:3])
     return shown + (", ..." if len(names) > 3 else "")

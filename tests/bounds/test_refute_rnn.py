@@ -18,9 +18,7 @@ def check(answer: Refutation, net: RecurrentNet, q: int) -> None:
     witness = answer.witness
     assert witness is not None
     n = len(witness.first["z"])
-    x = np.stack(
-        [np.concatenate([w["z"], w["y"], np.arange(n)[:, None]], 1) for w in (witness.first, witness.second)]
-    )
+    x = np.stack([np.concatenate([w["z"], w["y"], np.arange(n)[:, None]], 1) for w in (witness.first, witness.second)])
     assert (x[:, -1] == x[0, -1]).all() and (x[:, :-1] != x[:1, :-1]).any()
     state = net.initial_state(2)
     with torch.no_grad():
@@ -65,7 +63,6 @@ class Register(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
-        self.unused = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     @property
     def state_bits(self) -> int:

@@ -23,9 +23,7 @@ SECTION_3 = {  # THEORY.md section 3: id, constant explicit?
     "low-rank-attention": True,
 }
 HERE = {"qsa-radon", "qsa-mlp-any-q", "qsa-rnn-any-q", "match3-protocol"}
-EVERYTHING = Sizes(
-    tokens=65, sparsity=1, dim=4, modulus=101, precision_bits=8, heads=2, domain=16, epsilon=0.01
-)
+EVERYTHING = Sizes(tokens=65, sparsity=1, dim=4, modulus=101, precision_bits=8, heads=2, domain=16, epsilon=0.01)
 
 
 def test_every_row_of_the_theory_is_there() -> None:

@@ -48,6 +48,23 @@ def test_without_a_precision_the_polytope_meets_the_bound(capsys: pytest.Capture
     assert got["bounds"][0]["unit"] == "embedding bits (m * p)"
 
 
+def test_constructions_are_built_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("--tokens", "6", "--sparsity", "2", "--dim", "3", "--precision-bits", "53")
+    got = answer(capsys, "bound", "qsa", *sizes, "--build")
+    rows = {row["id"]: row for row in got["built"] if "every operation" in row["arithmetic"]}
+    assert set(rows) == {"qsa-polytope", "qsa-certificate"}
+    assert rows["qsa-polytope"]["embedding_dim"] == 3 + 2 * 2
+    assert got["built_embedding_dim"] == 7 == got["impossible_below_under_hypotheses"]
+
+
+def test_what_holds_for_some_subsets_only_is_not_counted() -> None:
+    from headcount.bounds.built import Built, smallest_built
+
+    some = Built("x", 5, 8, "exact", "the subsets given")
+    assert smallest_built([some, Built("y", 9, 8, "exact")], 8) == 9
+    assert smallest_built([some], None) is None
+
+
 def test_a_modulus_adds_the_bounds_on_match3(capsys: pytest.CaptureFixture[str]) -> None:
     got = answer(capsys, "bound", "qsa", "--tokens", "64", "--sparsity", "4", "--modulus", "101")
     assert {"qsa-bits", "match3-heads"} <= {row["id"] for row in got["bounds"]}
@@ -92,9 +109,7 @@ def test_protocol(capsys: pytest.CaptureFixture[str], task: str, layer: str) -> 
     assert code == 0 and "6 of 6" in out
 
 
-def test_a_protocol_that_differs_exits_1(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_protocol_that_differs_exits_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from headcount.bounds import experiment
     from headcount.bounds.protocol import Run, run_match3
 
@@ -120,11 +135,14 @@ def test_a_protocol_that_differs_exits_1(
         "qsa --tokens four --sparsity 2",
         "qsa --sparsity 2",
         "match3 --tokens 9 --modulus 1",
+        "match3 --tokens 9 --modulus 0",
+        "match3 --tokens 9 --heads 0",
         "composition --domain 0",
         "show nothing",
         "protocol match2",
         "protocol match3 --layer big",
         "protocol match3 --modulus 5",
+        "protocol match3 --modulus 0",
         "protocol match3 --tokens 2",
         "protocol match3 --precision-bits 40",
         "protocol match3 --width 0",

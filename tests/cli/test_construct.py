@@ -54,9 +54,7 @@ def test_the_polytope_meets_its_lower_bound(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_failing_to_verify_is_exit_1_with_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(
-        capsys, "match2", "--tokens", "16", "--modulus", "100003", "--precision", "fp32", "--json"
-    )
+    code, out, err = run(capsys, "match2", "--tokens", "16", "--modulus", "100003", "--precision", "fp32", "--json")
     got = json.loads(out)
     assert code == 1 and got["verified"] is False and got["wrong"] > 0
     assert err.count("\n") == 1 and "match2 does not verify in fp32" in err and "at token" in err
@@ -89,9 +87,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "list")[0] == 0
 
 
-def test_figures_are_drawn(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_figures_are_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cliff, "rows", lambda **_: CLIFF)
     got = answer(capsys, "cliff", "--out", str(tmp_path))
     assert got["rows"] == CLIFF

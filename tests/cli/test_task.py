@@ -36,9 +36,7 @@ def test_list_names_all_tasks(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", tasks.names())
-def test_samples_solve_to_their_own_targets(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
-) -> None:
+def test_samples_solve_to_their_own_targets(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
     file = tmp_path / "batch.json"
     drawn = answer(capsys, "task", "sample", name, "--tokens", "9", "--count", "2", "--save", str(file))
     assert len(drawn["targets"]) == 2 and json.loads(file.read_text()) == drawn
@@ -77,9 +75,7 @@ def test_several_sequences_and_vectors(capsys: pytest.CaptureFixture[str], tmp_p
 
 def test_people_see_the_first_sequence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "b.json"
-    code, out, _ = run(
-        capsys, "task", "sample", "match2", "--tokens", "6", "--modulus", "7", "--save", str(file)
-    )
+    code, out, _ = run(capsys, "task", "sample", "match2", "--tokens", "6", "--modulus", "7", "--save", str(file))
     assert code == 0 and "x[0] =" in out and "written to" in out
     code, out, _ = run(capsys, "task", "solve", "match2", "--input", str(file))
     assert code == 0 and "answers[0] =" in out

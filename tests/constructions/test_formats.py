@@ -46,9 +46,7 @@ def cases(name: str) -> np.ndarray:
         65519.9,
         65520,
     ]
-    tiny = [
-        2.0**-e * f for e in (9, 10, 14, 16, 17, 24, 25, 126, 133, 149) for f in (1, 1.25, 1.5, 1.75, 0.5)
-    ]
+    tiny = [2.0**-e * f for e in (9, 10, 14, 16, 17, 24, 25, 126, 133, 149) for f in (1, 1.25, 1.5, 1.75, 0.5)]
     ties = [1 + 2.0**-e * odd for e in range(2, 26) for odd in (1, 3)]
     values = np.array([*drawn, *edges, *tiny, *ties])
     values = np.concatenate([values, -values])

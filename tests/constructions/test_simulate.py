@@ -31,10 +31,7 @@ def tree(values: list[float], precision: str) -> float:
     to = get_format(precision)
     while len(values) > 1:
         half = len(values) // 2
-        sums = [
-            to.round(torch.tensor([values[i] + values[half + i]], dtype=torch.float64)).item()
-            for i in range(half)
-        ]
+        sums = [to.round(torch.tensor([values[i] + values[half + i]], dtype=torch.float64)).item() for i in range(half)]
         values = sums + values[2 * half :]
     return values[0]
 
@@ -110,9 +107,7 @@ def test_trained_attention_runs_unfused() -> None:
     torch.manual_seed(0)
     layer = nn.MultiheadAttention(16, 4, batch_first=True).eval()
     x = draw(2, 9, 16).float()
-    exact, *others = (
-        run(layer, x, x, x, precision=precision)[0] for precision in ("fp64", "fp32", "bf16", "e5m2")
-    )
+    exact, *others = (run(layer, x, x, x, precision=precision)[0] for precision in ("fp64", "fp32", "bf16", "e5m2"))
     sizes = [float((out - exact).abs().max()) for out in others]
     assert 0 < sizes[0] < 1e-5 < sizes[1] < sizes[2]
 

@@ -56,9 +56,7 @@ def test_controls_count_ones(x: list[int]) -> None:
 
 @pytest.mark.parametrize("tokens", [8, 9, 10, 11, 64, 1000, 4096])
 @pytest.mark.parametrize("name, sizes", [("recall", {}), *(("induction", {"hops": k}) for k in (1, 2, 5))])
-def test_balanced_sequences_have_answers_at_half_of_their_tokens(
-    name: str, sizes: dict[str, int], tokens: int
-) -> None:
+def test_balanced_sequences_have_answers_at_half_of_their_tokens(name: str, sizes: dict[str, int], tokens: int) -> None:
     task = tasks.get(name, tokens=tokens, **sizes)
     share = task.positive(task.sample(0, 5, "balanced").targets).mean(axis=1)
     assert ((share >= 0.4) & (share <= 0.6)).all(), share

@@ -33,7 +33,8 @@ class Built:
     needs_bits: int
     """Bits of an embedding entry."""
     arithmetic: str
-    """What else it takes to run it; it is then guaranteed for every input."""
+    """What else it takes to run it."""
+    guarantee: str = "all inputs"
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of the JSON answer."""
@@ -91,10 +92,7 @@ class LimbPolytope:
     def _query_bits(self) -> list[int]:
         """Bits of the coefficients of t, ..., t^(2q)."""
         half, degree = max(1, self.tokens - 1 - self.middle), 2 * self.sparsity
-        return [
-            _bits_below(_log2_binomial(degree, k) + (degree - k) * math.log2(half))
-            for k in range(1, degree + 1)
-        ]
+        return [_bits_below(_log2_binomial(degree, k) + (degree - k) * math.log2(half)) for k in range(1, degree + 1)]
 
     @property
     def undivided_bits(self) -> int:
@@ -196,8 +194,10 @@ def built_match3(sizes: Sizes) -> list[Built]:
 
 
 def smallest_built(rows: Sequence[Built], precision_bits: int | None) -> int | None:
-    """The smallest embedding dimension that p bits are enough for; ``None`` where there is none."""
+    """The smallest embedding dimension that solves every input and that p bits are enough for, if any."""
     fitting = [
-        row.embedding_dim for row in rows if precision_bits is None or row.needs_bits <= precision_bits
+        row.embedding_dim
+        for row in rows
+        if row.guarantee == "all inputs" and (precision_bits is None or row.needs_bits <= precision_bits)
     ]
     return min(fitting, default=None)

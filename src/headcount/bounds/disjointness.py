@@ -103,9 +103,7 @@ def qsa_instance(
     q = len(first)
     tokens = 2 * q + 1 if tokens is None else tokens
     if tokens < 2 * q + 1:
-        raise HeadcountError(
-            f"{tokens} tokens are too few for q = {q}", fix=f"give at least {2 * q + 1} tokens"
-        )
+        raise HeadcountError(f"{tokens} tokens are too few for q = {q}", fix=f"give at least {2 * q + 1} tokens")
     z = np.zeros((tokens, dim), dtype=np.float64)
     z[2 : 2 * q + 2 : 2, 0] = second
     y = np.tile(np.arange(q), (tokens, 1))

@@ -36,6 +36,9 @@ def refute(model: Any, task: Task, *, seed: int = 0, **options: Any) -> Refutati
     >>> round(answer.witness.target_distance, 3), answer.witness.output_distance < 1e-4
     (2.0, True)
     """
+    if options.get("limit", 1) < 1:
+        raise HeadcountError(f"limit is {options['limit']}", fix="let the search keep at least 1 candidate")
+
     from torch import nn
 
     from headcount.bounds.recurrent import RecurrentNet

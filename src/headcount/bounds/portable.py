@@ -17,8 +17,7 @@ from headcount.bounds.pbit import PBitAttention, SetEmbedding, SymbolEmbedding
 from headcount.bounds.recurrent import QuantisedRNN
 
 LAYERS: dict[str, type[nn.Module]] = {
-    layer.__name__: layer
-    for layer in (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Identity, nn.Flatten)
+    layer.__name__: layer for layer in (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Identity, nn.Flatten)
 }
 """Layers without parameters, known by their names, with their default settings."""
 
@@ -55,9 +54,7 @@ def _describe_attention(model: PBitAttention) -> Parts | None:
         return None
     own = vars(model.embedding)
     tensors = {
-        f"embedding.{field}": torch.from_numpy(value)
-        for field, value in own.items()
-        if isinstance(value, np.ndarray)
+        f"embedding.{field}": torch.from_numpy(value) for field, value in own.items() if isinstance(value, np.ndarray)
     }
     tensors |= {field: torch.from_numpy(getattr(model, field)) for field in _MATRICES}
     numbers = {field: value for field, value in own.items() if not isinstance(value, np.ndarray)}

@@ -67,8 +67,10 @@ def radon_dim(sizes: Sizes) -> Quantity:
     d'.
 
     Here m is the width of the vector that keys and values are read from. If the query is read from the same
-    one, its differences between subsets are in that kernel too; they must span 2q - 1 dimensions (Radon
-    again, on the other N-1 keys), and then m >= d' + 4q - 1 for N - 1 >= 3q.
+    one, the differences phi(z; y; j) - phi(z; y'; j) are in that kernel too. Queries of one token lie in a
+    translate of the space S that their differences span; seen from there, keys are points of dim S + 1
+    numbers, so dim S >= 2q - 1 (Radon again). The query matrix maps differences in y onto S and differences
+    in z to 0: the kernel has d' + 2q - 1 dimensions or more, and m >= d' + 4q - 1 for N >= 3q.
     """
     n, q = sizes.need("tokens"), sizes.need("sparsity")
     fewer = min(q, n - q)

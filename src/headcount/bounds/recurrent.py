@@ -37,14 +37,10 @@ class QuantisedRNN(nn.Module):
     x: (count, N, d' + q + 1) as ``QSA.model_input`` gives it; output (count, N, d').
     """
 
-    def __init__(
-        self, cell: nn.RNNCell | nn.GRUCell, readout: nn.Module, bits: int, tokens: int, dim: int
-    ) -> None:
+    def __init__(self, cell: nn.RNNCell | nn.GRUCell, readout: nn.Module, bits: int, tokens: int, dim: int) -> None:
         super().__init__()
         if getattr(cell, "nonlinearity", "tanh") != "tanh":
-            raise HeadcountError(
-                "the cell's state is not in [-1, 1]", fix="give a tanh RNN cell or a GRU cell"
-            )
+            raise HeadcountError("the cell's state is not in [-1, 1]", fix="give a tanh RNN cell or a GRU cell")
         if bits < 1:
             raise HeadcountError(f"{bits} bits a unit is too few", fix="choose at least 1")
         self.cell, self.readout = cell, readout

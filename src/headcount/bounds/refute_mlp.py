@@ -35,9 +35,7 @@ def first_linear(model: nn.Module) -> nn.Linear:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             return module
-    raise HeadcountError(
-        f"{type(model).__name__} has no torch.nn.Linear", fix="give a fully connected net on vec(X)"
-    )
+    raise HeadcountError(f"{type(model).__name__} has no torch.nn.Linear", fix="give a fully connected net on vec(X)")
 
 
 def default_encode(model: nn.Module, task: QSA) -> Encode:
@@ -46,8 +44,7 @@ def default_encode(model: nn.Module, task: QSA) -> Encode:
     features = task.dim + task.sparsity + 1
     if weight.shape[1] not in (features, features * task.tokens):
         raise HeadcountError(
-            f"the first linear layer takes {weight.shape[1]} numbers, not N (d' + q + 1) = "
-            f"{features * task.tokens}",
+            f"the first linear layer takes {weight.shape[1]} numbers, not N (d' + q + 1) = {features * task.tokens}",
             fix="build it for this task, or pass encode=, which maps z and y to the net's input",
         )
 
@@ -170,9 +167,7 @@ def best_subset(blocks: NDArray[np.float64], q: int) -> tuple[NDArray[np.int64],
     return best
 
 
-def refute_mlp(
-    model: nn.Module, task: QSA, encode: Encode | None = None, seed: int = 0, tries: int = 8
-) -> Refutation:
+def refute_mlp(model: nn.Module, task: QSA, encode: Encode | None = None, seed: int = 0, tries: int = 8) -> Refutation:
     """Two inputs between which a net with a first layer of rank below N d' does not tell.
 
     The bound is ``qsa-mlp-q1`` or ``qsa-mlp-any-q``; neither applies for q = N, where all targets are the

@@ -27,6 +27,11 @@ Signs = NDArray[np.int8]
 _CANDIDATES = 16  # collisions that are run through the net before the search goes on
 
 
+def _like(model: nn.Module) -> Tensor:
+    """A tensor of the device and type that the net works in."""
+    return next(model.parameters(), torch.zeros(()))
+
+
 class _Reader:
     """Feeds sign patterns to the net: token j holds signs_j e1, the last q-1 before the query hold 0."""
 
@@ -34,9 +39,7 @@ class _Reader:
         self.net, self.task = net, task
         self.free = task.tokens - task.sparsity
         assert isinstance(net, nn.Module)
-        parameter = next(net.parameters(), None)
-        self.dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
-        self.device = None if parameter is None else parameter.device
+        self.like = _like(net)
 
     def token(self, position: int, signs: Signs) -> Tensor:
         """The token at ``position``, (count, d' + q + 1)."""
@@ -45,7 +48,7 @@ class _Reader:
         rows[:, 0] = signs
         rows[:, dim:-1] = np.arange(q)
         rows[:, -1] = position
-        return torch.from_numpy(rows).to(device=self.device, dtype=self.dtype)
+        return torch.from_numpy(rows).to(self.like)
 
     def inputs(self, signs: Signs, j: int) -> Inputs:
         """The whole sequence: these signs, and a last token that asks for token j and those that hold 0."""
@@ -70,11 +73,11 @@ def _collisions(states: Tensor) -> list[tuple[int, int]]:
 
 def make_run(model: nn.Module, task: QSA) -> Run:
     """The net on batches of qSA inputs; outputs (count, N, d')."""
-    parameter = next(model.parameters())
+    like = _like(model)
 
     def run(inputs: Inputs) -> NDArray[np.float64]:
-        z, y = (torch.from_numpy(np.ascontiguousarray(inputs[name])).to(parameter) for name in ("z", "y"))
-        position = torch.arange(task.tokens).to(parameter)[None, :, None].expand(len(z), -1, 1)
+        z, y = (torch.from_numpy(np.ascontiguousarray(inputs[name])).to(like) for name in ("z", "y"))
+        position = torch.arange(task.tokens).to(like)[None, :, None].expand(len(z), -1, 1)
         with evaluation(model):
             return model(torch.cat([z, y, position], dim=-1)).double().cpu().numpy()
 
@@ -117,9 +120,7 @@ def _by_walking(reader: _Reader, rng: np.random.Generator, limit: int) -> list[t
         if pairs:
             # Whatever follows is the same for both: any later signs do.
             rest = np.ones(reader.free - position - 1, dtype=np.int8)
-            return [
-                (np.append(history[a], rest), np.append(history[b], rest)) for a, b in pairs[:_CANDIDATES]
-            ]
+            return [(np.append(history[a], rest), np.append(history[b], rest)) for a, b in pairs[:_CANDIDATES]]
         if len(history) > limit:
             keep = np.sort(rng.permutation(len(history))[:limit])
             history, state = history[keep], state[torch.from_numpy(keep).to(state.device)]

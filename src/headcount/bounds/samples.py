@@ -54,8 +54,8 @@ def sample_model(kind: str, sizes: SampleSizes, weights: Path | None, seed: int)
             raise HeadcountError(f"{name} is {value}", fix=f"choose {name} of at least 1")
     n, q, dim, width = sizes.tokens, sizes.sparsity, sizes.dim, sizes.width or 1
     if sizes.task == "match3":
-        task = tasks.get("match3", tokens=n, modulus=sizes.modulus or n + 1)
-        modulus = int(task.parameters()["modulus"])
+        modulus = n + 1 if sizes.modulus is None else sizes.modulus
+        task = tasks.get("match3", tokens=n, modulus=modulus)
         return task, random_match3_layer(n, modulus, width, sizes.precision_bits, sizes.heads, seed)
     task = tasks.get("qsa", tokens=n, sparsity=q, dim=dim)
     if kind == "attention":

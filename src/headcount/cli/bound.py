@@ -44,13 +44,7 @@ def list_bounds(as_json: Json = False) -> None:
     if as_json:
         fields = ("id", "task", "status", "constant", "source", "statement", "limits", "shape")
         rows = [{name: getattr(b, name) for name in fields} for b in known]
-        emit_json(
-            {
-                "bounds": [
-                    {**row, "hypotheses": list(b.hypotheses)} for row, b in zip(rows, known, strict=True)
-                ]
-            }
-        )
+        emit_json({"bounds": [{**row, "hypotheses": list(b.hypotheses)} for row, b in zip(rows, known, strict=True)]})
         return
     table = Table("id", "status", "constant", "at least", "limits")
     for b in known:
@@ -59,9 +53,7 @@ def list_bounds(as_json: Json = False) -> None:
 
 
 @bound.command("show")
-def show_bound(
-    id: Annotated[str, typer.Argument(help="An id of `bound list`.")], as_json: Json = False
-) -> None:
+def show_bound(id: Annotated[str, typer.Argument(help="An id of `bound list`.")], as_json: Json = False) -> None:
     """One bound: statement, hypotheses, source, and why it holds."""
     from rich.text import Text
 
@@ -89,6 +81,9 @@ def qsa(
     modulus: Modulus = None,
     heads: Heads = 1,
     epsilon: Epsilon = None,
+    build: Annotated[
+        bool, typer.Option("--build", help="Also build the constructions of `headcount construct`; seconds.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Sparse averaging: which embedding dimension is impossible below, and which is built above.
@@ -108,7 +103,23 @@ def qsa(
         epsilon=epsilon,
     )
     tasks = ("qsa",) if modulus is None else ("qsa", "match3")
-    _answer("qsa", tasks, sizes, built_qsa(sizes), as_json)
+    _answer("qsa", tasks, sizes, built_qsa(sizes) + (_constructed(sizes) if build else []), as_json)
+
+
+def _constructed(sizes: Sizes) -> list[Built]:
+    """What the constructions' own certificates say, every operation rounded."""
+    from headcount import constructions
+    from headcount.bounds.built import Built
+
+    rows = []
+    given = {name: sizes.need(name) for name in ("tokens", "sparsity", "dim")}
+    epsilon = sizes.epsilon or 1 / (4 * given["sparsity"])
+    for name in ("qsa-polytope", "qsa-certificate"):
+        certificate = constructions.build(name, **given, epsilon=epsilon).certificate
+        arithmetic = "every operation rounded (headcount construct)"
+        dim, bits = certificate.embedding_dim, certificate.bits
+        rows.append(Built(name, dim, bits, arithmetic, certificate.guarantee))
+    return rows
 
 
 @bound.command()
@@ -123,7 +134,8 @@ def match3(
     from headcount.bounds import Sizes
     from headcount.bounds.built import built_match3
 
-    sizes = Sizes(tokens=tokens, modulus=modulus or tokens + 1, precision_bits=precision_bits, heads=heads)
+    modulus = tokens + 1 if modulus is None else modulus
+    sizes = Sizes(tokens=tokens, modulus=modulus, precision_bits=precision_bits, heads=heads)
     _answer("match3", ("match3",), sizes, built_match3(sizes), as_json)
 
 
@@ -182,16 +194,14 @@ def _answer(task: str, tasks: tuple[str, ...], sizes: Sizes, built: list[Built],
         return
     show(_table(answers))
     if always is not None:
-        show(
-            f"impossible below embedding dimension {always}: anything that reads p-bit embeddings (qsa-bits)"
-        )
+        show(f"impossible below embedding dimension {always}: anything that reads p-bit embeddings (qsa-bits)")
     if strictest and strictest != "qsa-bits":
         show(f"impossible below embedding dimension {below[strictest]} under the hypotheses of {strictest}")
     p = sizes.precision_bits
     for b in built:
         short = "" if p is None or b.needs_bits <= p else f", more than the {p} given"
-        arithmetic = f"{b.needs_bits} bits{short}; {b.arithmetic}"
-        show(f"built at embedding dimension {b.embedding_dim}: {b.id}, {arithmetic}")
+        limits = f"{b.needs_bits} bits{short}; {b.arithmetic}; {b.guarantee}"
+        show(f"built at embedding dimension {b.embedding_dim}: {b.id}, {limits}")
 
 
 def _table(answers: list[BoundValue]) -> Table:
@@ -216,9 +226,7 @@ def protocol(
     sparsity: Annotated[int | None, typer.Option("--sparsity", help="q; by default (N-1)/2.")] = None,
     modulus: Annotated[int | None, typer.Option("--modulus", help="M; by default N + 1 or N + 2.")] = None,
     dim: Annotated[int, typer.Option("--dim", help="d': dimension of the averaged vectors.")] = 1,
-    layer: Annotated[
-        str, typer.Option("--layer", help="random, or solving: one that solves the task.")
-    ] = "random",
+    layer: Annotated[str, typer.Option("--layer", help="random, or solving: one that solves the task.")] = "random",
     count: Annotated[int, typer.Option("--count", help="Set-disjointness instances.")] = 20,
     seed: Seed = 0,
     as_json: Json = False,

@@ -92,7 +92,7 @@ def _command(name: str) -> None:
         with progress_bars() as progress:
             if "progress" in constructions.options(name):
                 options["progress"] = progress
-            _check_precision(precision)  # before the work
+            constructions.wide_bits(precision)  # refuse it before the work
             built = constructions.build(name, **options)
             _report(built, precision, accumulate, count, kind, seed, save, as_json, start, progress)
 
@@ -112,9 +112,7 @@ def list_constructions(as_json: Json = False) -> None:
         {
             "name": name,
             "options": {
-                key: value
-                for key, value in constructions.options(name).items()
-                if key not in ("name", "progress")
+                key: value for key, value in constructions.options(name).items() if key not in ("name", "progress")
             },
         }
         for name in constructions.names()
@@ -142,18 +140,10 @@ def check(
     from headcount import constructions
 
     start = time.perf_counter()
-    _check_precision(precision)
+    constructions.wide_bits(precision)  # refuse it before the work
     with progress_bars() as progress:
         loaded = constructions.load(folder)
         _report(loaded, precision, accumulate, count, kind, seed, None, as_json, start, progress)
-
-
-def _check_precision(precision: str) -> None:
-    from headcount import constructions
-    from headcount.constructions.wide import wide_bits
-
-    if wide_bits(precision) is None:
-        constructions.get_format(precision)
 
 
 def _report(

@@ -24,9 +24,7 @@ def read_inputs(source: str) -> tuple[Inputs, dict[str, Any]]:
         try:
             data = Path(source).read_bytes()
         except OSError as error:
-            raise HeadcountError(
-                f"cannot read {source}: {error.strerror or error}", fix="check the path"
-            ) from None
+            raise HeadcountError(f"cannot read {source}: {error.strerror or error}", fix="check the path") from None
     if data[:6] == b"\x93NUMPY":
         try:
             return {"x": np.load(BytesIO(data), allow_pickle=False)}, {}

@@ -33,23 +33,17 @@ def refute(
         typer.Option("--width", help="Units of the mlp's first layer, or of the rnn; m of attention."),
     ] = None,
     depth: Annotated[int, typer.Option("--depth", help="Hidden layers of the mlp.")] = 1,
-    activation: Annotated[
-        str, typer.Option("--activation", help="Of the mlp: ReLU, Tanh, GELU, ...")
-    ] = "ReLU",
+    activation: Annotated[str, typer.Option("--activation", help="Of the mlp: ReLU, Tanh, GELU, ...")] = "ReLU",
     weights: Annotated[
         Path | None, typer.Option("--weights", help="An mlp of your own: safetensors of an nn.Sequential.")
     ] = None,
     cell: Annotated[str, typer.Option("--cell", help="Of the rnn: rnn or gru.")] = "rnn",
     precision_bits: Annotated[
         int,
-        typer.Option(
-            "--precision-bits", help="p: bits of a number of attention, of a state entry of the rnn."
-        ),
+        typer.Option("--precision-bits", help="p: bits of a number of attention, of a state entry of the rnn."),
     ] = 8,
     heads: Annotated[int, typer.Option("--heads", help="H.")] = 1,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="Candidates that the search keeps or tries.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Candidates that the search keeps or tries.")] = None,
     out: Out = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,

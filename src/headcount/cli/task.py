@@ -23,12 +23,8 @@ Order = Annotated[int | None, typer.Option("--order", help="s: how many residues
 Window = Annotated[int | None, typer.Option("--window", help="K: how far the other tokens may be.")]
 Symbols = Annotated[int | None, typer.Option("--symbols", help="Number of input symbols.")]
 Hops = Annotated[int | None, typer.Option("--hops", help="k: how often an induction head is followed.")]
-Distinct = Annotated[
-    bool | None, typer.Option("--distinct/--repeats", help="Whether indices of a tuple must differ.")
-]
-Kind = Annotated[
-    Literal["uniform", "balanced", "adversarial"], typer.Option("--kind", help="How sequences are drawn.")
-]
+Distinct = Annotated[bool | None, typer.Option("--distinct/--repeats", help="Whether indices of a tuple must differ.")]
+Kind = Annotated[Literal["uniform", "balanced", "adversarial"], typer.Option("--kind", help="How sequences are drawn.")]
 
 task = typer.Typer(no_args_is_help=True, help="Synthetic tasks with exact answers.")
 
@@ -47,9 +43,7 @@ def list_tasks(as_json: Json = False) -> None:
 
     known = [tasks.get(name) for name in tasks.names()]
     if as_json:
-        rows = [
-            {"name": t.name, "answer": t.answer, "summary": t.summary, "sizes": t.parameters()} for t in known
-        ]
+        rows = [{"name": t.name, "answer": t.answer, "summary": t.summary, "sizes": t.parameters()} for t in known]
         emit_json({"tasks": rows})
         return
     table = Table("task", "answer", "asked at token i", "sizes")
@@ -118,9 +112,7 @@ def sample(
 @task.command("solve")
 def solve(
     name: Name,
-    source: Annotated[
-        str, typer.Option("--input", help="JSON, .npy or a text of integers; - reads standard input.")
-    ],
+    source: Annotated[str, typer.Option("--input", help="JSON, .npy or a text of integers; - reads standard input.")],
     modulus: Modulus = None,
     order: Order = None,
     window: Window = None,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from headcount import store
 from headcount.constructions.certificate import Certificate, Failure, Verification
+from headcount.constructions.formats import wide_bits
 from headcount.constructions.simulate import Accumulate, run
 from headcount.errors import HeadcountError
 from headcount.progress import Progress, silent
@@ -39,18 +40,14 @@ class ConstructionModule(nn.Module):
     def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> ConstructionModule:
         """The module with these settings and tensors."""
 
-    def wide_outputs(self, *arguments: Tensor, precision: str) -> NDArray[np.float64]:
+    def wide_outputs(self, *arguments: Tensor, bits: int) -> NDArray[np.float64]:
         """The outputs in more bits than float64 has, where the construction has such a path."""
-        raise HeadcountError(
-            f"precision {precision!r} is for qsa-polytope only", fix="choose one of at most 53 bits"
-        )
+        raise HeadcountError(f"precision 'wide:{bits}' is for qsa-polytope only", fix="choose one of at most 53 bits")
 
     def arguments(self, batch: Batch) -> tuple[Tensor, ...]:
         """The arrays of a batch, as ``forward`` takes them (vectors in float64)."""
         arrays = (batch.inputs[name] for name in self.input_names)
-        return tuple(
-            torch.from_numpy(a.astype(np.float64 if a.dtype.kind == "f" else np.int64)) for a in arrays
-        )
+        return tuple(torch.from_numpy(a.astype(np.float64 if a.dtype.kind == "f" else np.int64)) for a in arrays)
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,9 @@ class Construction:
     def outputs(self, batch: Batch, precision: str, accumulate: Accumulate) -> NDArray[np.float64]:
         """What the module answers in the asked arithmetic."""
         arguments = self.module.arguments(batch)
-        if precision.startswith("wide"):
-            return self.module.wide_outputs(*arguments, precision=precision)
+        bits = wide_bits(precision)
+        if bits is not None:
+            return self.module.wide_outputs(*arguments, bits=bits)
         return np.asarray(run(self.module, *arguments, precision=precision, accumulate=accumulate).numpy())
 
     def _locate(self, outputs: Any, targets: Any, row: int) -> Failure:

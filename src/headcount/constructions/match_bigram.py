@@ -50,9 +50,7 @@ class SumsOfNeighbours(TokenMap):
         (fetched,) = inputs
         fetched = fetched.double()
         step = 2 * math.pi / self.modulus
-        following, own = (
-            torch.round(torch.atan2(fetched[..., at + 1], fetched[..., at]) / step) for at in (0, 2)
-        )
+        following, own = (torch.round(torch.atan2(fetched[..., at + 1], fetched[..., at]) / step) for at in (0, 2))
         there = (fetched[..., :2].norm(dim=-1) > 0.5).double()
         total = (own + following) % self.modulus
         own_angle, sum_angle = own * step, total * step
@@ -122,9 +120,7 @@ def build_match3_bigram(tokens: int = 64, modulus: int | None = None, epsilon: f
     turn = 2 * math.pi / (tokens + 1)
     place_gap = 2 * math.sin(turn / 2) ** 2
     c = math.log(16 * tokens / math.sin(math.pi / m)) / place_gap
-    rotation = torch.tensor(
-        [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]], dtype=torch.float64
-    )
+    rotation = torch.tensor([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]], dtype=torch.float64)
     place = torch.eye(4, 2, dtype=torch.float64)  # picks the first two coordinates
     residue = torch.eye(4, dtype=torch.float64)[:, 2:]
     none = torch.zeros_like(residue)

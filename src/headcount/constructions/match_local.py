@@ -88,9 +88,7 @@ class LocalModule(ConstructionModule):
         self.register_buffer("queries", queries)
         width = 2 * (2 * window + 1)
         eye = torch.eye(width + keys.shape[1], dtype=torch.float64)
-        self.unit = AttentionUnit(
-            eye[None, :, width:], eye[None, None, :, width:], eye[None, None, :, :width]
-        )
+        self.unit = AttentionUnit(eye[None, :, width:], eye[None, None, :, width:], eye[None, None, :, :width])
 
     @classmethod
     def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> LocalModule:
@@ -163,9 +161,7 @@ def build_match3_local(
     return Construction(task, module, certificate)
 
 
-def _windows(
-    tokens: int, window: int, depth: float, seed: int, progress: Progress
-) -> tuple[Tensor, Tensor, float]:
+def _windows(tokens: int, window: int, depth: float, seed: int, progress: Progress) -> tuple[Tensor, Tensor, float]:
     """Keys (N+2K, k) and scaled queries (N, k) of the least k for which every window is separated."""
     width, places = 2 * window + 1, tokens + 2 * window
     sets = torch.arange(tokens)[:, None] + torch.arange(width)

@@ -121,9 +121,7 @@ def build_qsa_certificate(
 class _Search:
     """The smallest number of dimensions whose keys pass the check."""
 
-    def __init__(
-        self, tokens: int, sparsity: int, seed: int, guarantee: Guarantee, progress: Progress
-    ) -> None:
+    def __init__(self, tokens: int, sparsity: int, seed: int, guarantee: Guarantee, progress: Progress) -> None:
         self.tokens, self.sparsity, self.seed, self.progress = tokens, sparsity, seed, progress
         self.enumerated = math.comb(tokens, sparsity) <= ENUMERATED_SETS
         self.by_coherence = guarantee == "all inputs" and not self.enumerated

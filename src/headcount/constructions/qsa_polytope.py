@@ -47,17 +47,12 @@ class PolytopeModule(QSAModule):
         module.queries.keys = tensors["queries.keys"]
         return module
 
-    def wide_outputs(self, *arguments: Tensor, precision: str) -> NDArray[np.float64]:
+    def wide_outputs(self, *arguments: Tensor, bits: int) -> NDArray[np.float64]:
         """``headcount.constructions.wide``."""
-        from headcount.constructions.wide import polytope_outputs, wide_bits
+        from headcount.constructions.wide import polytope_outputs
 
-        bits = wide_bits(precision)
-        if bits is None:
-            return super().wide_outputs(*arguments, precision=precision)
         z, y = (argument.numpy() for argument in arguments)
-        return np.stack(
-            [polytope_outputs(*row, self.settings["depth"], bits) for row in zip(z, y, strict=True)]
-        )
+        return np.stack([polytope_outputs(*row, self.settings["depth"], bits) for row in zip(z, y, strict=True)])
 
 
 def curve_query(sets: Tensor, tokens: int) -> Tensor:
@@ -110,9 +105,7 @@ def least_curve_gap(tokens: int, sparsity: int) -> float:
     return float(np.prod(2 * np.sin(nearest * (math.pi / tokens)) ** 2))
 
 
-def build_qsa_polytope(
-    tokens: int = 64, sparsity: int = 2, dim: int = 8, epsilon: float = 1e-3
-) -> Construction:
+def build_qsa_polytope(tokens: int = 64, sparsity: int = 2, dim: int = 8, epsilon: float = 1e-3) -> Construction:
     """Weights for qSA with exactly m = d' + 2q, any N, all inputs (Sanford et al. 2023, Theorem 3).
 
     The points of the moment curve are the vertices of a cyclic polytope, in which every q of them span a

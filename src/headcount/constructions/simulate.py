@@ -113,9 +113,7 @@ def _dot(mode: _Rounding, func: Any, a: Tensor, b: Tensor) -> Tensor:
     return mode.matmul(a[None], b[:, None])[0, 0]
 
 
-def _addmm(
-    mode: _Rounding, func: Any, c: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1
-) -> Tensor:
+def _addmm(mode: _Rounding, func: Any, c: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
     round_ = mode.to.round
     product = mode.matmul(a, b)
     product = product if alpha == 1 else round_(alpha * product)
@@ -135,9 +133,7 @@ def _log_softmax(mode: _Rounding, func: Any, x: Tensor, dim: int, *_: Any) -> Te
     return round_(shifted - round_(torch.log(total)))
 
 
-def _sum(
-    mode: _Rounding, func: Any, x: Tensor, dims: Any = None, keepdim: bool = False, **kwargs: Any
-) -> Any:
+def _sum(mode: _Rounding, func: Any, x: Tensor, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     if x.dtype != torch.float64:
         return mode._rounded(func(x, **kwargs) if dims is None else func(x, dims, keepdim, **kwargs))
     dims = range(x.dim()) if dims is None or len(dims) == 0 else [d % x.dim() for d in dims]
@@ -148,9 +144,7 @@ def _sum(
     return x
 
 
-def _mean(
-    mode: _Rounding, func: Any, x: Tensor, dims: Any = None, keepdim: bool = False, **kwargs: Any
-) -> Any:
+def _mean(mode: _Rounding, func: Any, x: Tensor, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     total = _sum(mode, func, x, dims, keepdim)
     return mode.to.round(total * (total.numel() / x.numel()))
 

@@ -7,41 +7,20 @@ bits of the embedding suffice, which is what Theorem 3 of Sanford et al. 2023 as
 
 from __future__ import annotations
 
-import re
-
 import mpmath
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from headcount.constructions.qsa_polytope import curve_gap
-from headcount.errors import HeadcountError
 
-MOST_BITS = 4096
 _SCALE_BITS = 60  # fraction bits of the factor depth / gap
 _ROWS = 64  # queries whose logits are held at once
 
 Wide = NDArray[np.object_]
 
 
-def wide_bits(precision: str) -> int | None:
-    """p of ``wide:p``, or ``None`` for another precision.
-
-    >>> wide_bits("wide:200"), wide_bits("fp32")
-    (200, None)
-    """
-    match = re.fullmatch(r"wide:(\d+)", precision.strip().lower())
-    if match is None:
-        return None
-    p = int(match[1])
-    if not 2 <= p <= MOST_BITS:
-        raise HeadcountError(f"precision {precision!r} has {p} bits", fix=f"choose p from 2 to {MOST_BITS}")
-    return p
-
-
-def polytope_outputs(
-    z: NDArray[np.float64], y: NDArray[np.int64], depth: float, bits: int
-) -> NDArray[np.float64]:
+def polytope_outputs(z: NDArray[np.float64], y: NDArray[np.int64], depth: float, bits: int) -> NDArray[np.float64]:
     """The outputs of ``qsa-polytope`` for one sequence: z (N, d') and y (N, q) to (N, d')."""
     tokens, sparsity = y.shape
     cosine, sine = _circle(tokens, bits)
@@ -66,10 +45,7 @@ def _circle(tokens: int, bits: int) -> tuple[Wide, Wide]:
     """cos and sin of 2 pi t/N for t = 0..N-1 as integers of 2^-bits."""
     with mpmath.workprec(bits + 32):
         angles = [2 * mpmath.pi * t / tokens for t in range(tokens)]
-        pairs = [
-            (int(mpmath.nint(mpmath.cos(a) * 2**bits)), int(mpmath.nint(mpmath.sin(a) * 2**bits)))
-            for a in angles
-        ]
+        pairs = [(int(mpmath.nint(mpmath.cos(a) * 2**bits)), int(mpmath.nint(mpmath.sin(a) * 2**bits))) for a in angles]
     return np.array([c for c, _ in pairs], dtype=object), np.array([s for _, s in pairs], dtype=object)
 
 

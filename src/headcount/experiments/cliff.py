@@ -113,9 +113,7 @@ def fewest_bits(built: Construction, style: Style, count: int = 12, seed: int = 
     return p
 
 
-def rows(
-    curves: Sequence[Curve] = CURVES, seed: int = 0, progress: Progress = silent
-) -> list[dict[str, Any]]:
+def rows(curves: Sequence[Curve] = CURVES, seed: int = 0, progress: Progress = silent) -> list[dict[str, Any]]:
     """One row for each construction and size."""
     result = []
     total = sum(len(curve.values) for curve in curves)
@@ -156,9 +154,7 @@ def largest(
         if "seed" in constructions.options(name):
             given["seed"] = seed
         found = verify_kinds(constructions.build(name, **given), "mixed", count, seed, precision)
-        result.append(
-            {"size": value, "checked": found.checked, "wrong": found.wrong, "verified": found.verified}
-        )
+        result.append({"size": value, "checked": found.checked, "wrong": found.wrong, "verified": found.verified})
     if not result:
         raise HeadcountError("there are no sizes to try", fix="give --values 31,101,401")
     return result

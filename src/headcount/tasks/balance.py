@@ -159,18 +159,14 @@ def _palette(rng: np.random.Generator, modulus: int, order: int) -> _Palette | N
     return None
 
 
-def _complete(
-    rng: np.random.Generator, values: Integers, target: int, length: int, modulus: int
-) -> list[int] | None:
+def _complete(rng: np.random.Generator, values: Integers, target: int, length: int, modulus: int) -> list[int] | None:
     """``length`` elements of ``values`` (repeats allowed) that sum to ``target`` mod M."""
     if length == 1:
         return [target] if target in values else None
     shuffled = rng.permutation(values)
     if length == 2:
         hits = np.flatnonzero(np.isin((target - shuffled) % modulus, values))
-        return (
-            None if len(hits) == 0 else [int(shuffled[hits[0]]), int((target - shuffled[hits[0]]) % modulus)]
-        )
+        return None if len(hits) == 0 else [int(shuffled[hits[0]]), int((target - shuffled[hits[0]]) % modulus)]
     for value in shuffled:
         rest = _complete(rng, values, int((target - value) % modulus), length - 1, modulus)
         if rest is not None:

@@ -101,9 +101,7 @@ class Task(ABC):
             raise HeadcountError(f"kind {kind!r} is unknown", fix=f"choose one of {', '.join(KINDS)}")
         if count < 1:
             raise HeadcountError(f"count must be at least 1, not {count}", fix="ask for one sequence or more")
-        rng = (
-            seed if isinstance(seed, np.random.Generator) else numpy_generator(seed, "task", self.name, kind)
-        )
+        rng = seed if isinstance(seed, np.random.Generator) else numpy_generator(seed, "task", self.name, kind)
         draw = {"uniform": self._uniform, "balanced": self._balanced, "adversarial": self._adversarial}[kind]
         inputs = draw(rng, count)
         return Batch(inputs, self._solve(inputs))
@@ -142,9 +140,7 @@ class Task(ABC):
         else:
             limit = 1e-6 if epsilon is None else epsilon
             if not limit > 0:
-                raise HeadcountError(
-                    f"epsilon must be positive, not {epsilon}", fix="give a distance such as 1e-6"
-                )
+                raise HeadcountError(f"epsilon must be positive, not {epsilon}", fix="give a distance such as 1e-6")
             error = np.sqrt(np.square(got.astype(np.float64) - want).sum(-1))
             wrong = ~(error <= limit)
         error = np.where(np.isfinite(error), error, np.inf)

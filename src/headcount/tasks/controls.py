@@ -84,9 +84,7 @@ class Majority(_Bits):
     def _balanced(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
         most = self.tokens // 2  # ones without a majority
         wanted = rng.permutation(np.arange(count) % 2 == 1)
-        ones = np.where(
-            wanted, rng.integers(most + 1, self.tokens + 1, count), rng.integers(0, most + 1, count)
-        )
+        ones = np.where(wanted, rng.integers(most + 1, self.tokens + 1, count), rng.integers(0, most + 1, count))
         return {"x": self._with_ones(rng, ones)}
 
     def _adversarial(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:

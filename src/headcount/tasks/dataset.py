@@ -24,9 +24,7 @@ class TaskDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     (torch.Size([8]), torch.Size([8]), torch.float32)
     """
 
-    def __init__(
-        self, task: Task, length: int, seed: int = 0, kind: Kind = "uniform", block: int = 256
-    ) -> None:
+    def __init__(self, task: Task, length: int, seed: int = 0, kind: Kind = "uniform", block: int = 256) -> None:
         for name, value in (("length", length), ("block", block)):
             if value < 1:
                 raise HeadcountError(f"{name} must be at least 1, not {value}", fix="choose a positive one")

@@ -43,9 +43,7 @@ class Matching(Task):
             object.__setattr__(self, "modulus", max(self.arity + 1, self.natural_modulus))
         self._at_least("modulus", 2)
         if self.residues > MODULUS_LIMIT:
-            raise HeadcountError(
-                f"modulus {self.modulus} is above {MODULUS_LIMIT}", fix="choose a smaller modulus"
-            )
+            raise HeadcountError(f"modulus {self.modulus} is above {MODULUS_LIMIT}", fix="choose a smaller modulus")
 
     @property
     def residues(self) -> int:

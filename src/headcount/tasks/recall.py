@@ -65,9 +65,7 @@ class Recall(Task):
         queries = max(1, self.tokens // 4)
         return {"x": self._stored_then_asked(rng, count, queries, again=True)}
 
-    def _stored_then_asked(
-        self, rng: np.random.Generator, count: int, queries: int, again: bool
-    ) -> NDArray[np.int64]:
+    def _stored_then_asked(self, rng: np.random.Generator, count: int, queries: int, again: bool) -> NDArray[np.int64]:
         """Pairs, then (``again``) half of the keys with other values, then fillers, then queries."""
         half, room = self.symbols // 2, self.tokens - queries
         pairs = min(half, room // 3 if again else room // 2)
@@ -84,9 +82,7 @@ class Recall(Task):
                 start = 2 * pairs
                 row[start : start + 2 * redone : 2] = keys[:redone]
                 shift = rng.integers(1, half, redone)
-                row[start + 1 : start + 2 * redone : 2] = (
-                    half + (row[1 : 2 * redone : 2] - half + shift) % half
-                )
+                row[start + 1 : start + 2 * redone : 2] = half + (row[1 : 2 * redone : 2] - half + shift) % half
             row[room:] = keys[rng.integers(0, pairs, queries)]
         return x
 

@@ -62,7 +62,5 @@ def get(name: str, **sizes: Any) -> Task:
     known = [field.name for field in dataclasses.fields(chosen)]
     for size in sizes:
         if size not in known:
-            raise HeadcountError(
-                f"the task {name} has no size {size!r}", fix=f"its sizes are {', '.join(known)}"
-            )
+            raise HeadcountError(f"the task {name} has no size {size!r}", fix=f"its sizes are {', '.join(known)}")
     return chosen(**sizes)

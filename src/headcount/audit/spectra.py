@@ -1,0 +1,72 @@
+"""From moments to directions: which combinations of a side's numbers matter, in order, and how much.
+
+With x (D numbers a token, mean m, covariance C) and the metric G of the loss, dropping all but r directions
+by the map x -> m + P (x - m) costs about
+
+    1/2 tr(G (I - P) C (I - P)') = 1/2 sum_{i > r} s_i,    s = eigenvalues of C^{1/2} G C^{1/2}, descending,
+
+and the best P of rank r is C^{1/2} V_r V_r' C^{-1/2} with V the eigenvectors (Eckart-Young in the metric G). With
+G the Fisher information, the s_i are nats per token on one scale for keys and values of every layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+FLOOR = 1e-9
+"""Eigenvalues of C below this share of the largest are raised to it, so that its inverse root exists.
+
+Float64 eigenvalues carry noise of about 1e-16 of the largest; the floor is far above it and far below what matters.
+"""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """A side's directions, most important first. ``energies`` (D,): s; all float64."""
+
+    mean: torch.Tensor
+    energies: torch.Tensor
+    root: torch.Tensor
+    inverse_root: torch.Tensor
+    vectors: torch.Tensor
+
+    def projection(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(down (rank, D), up (D, rank)) with P = up @ down and the columns of ``up`` orthonormal.
+
+        An orthonormal ``up`` keeps latents on the scale of x, which matters in float32 and below; at full rank
+        both are the identity.
+        """
+        width = len(self.energies)
+        if rank >= width:
+            eye = torch.eye(width, dtype=torch.float64)
+            return eye, eye.clone()
+        chosen = self.vectors[:, :rank]
+        up, triangle = torch.linalg.qr(self.root @ chosen)
+        return triangle @ chosen.T @ self.inverse_root, up
+
+
+def directions(mean: torch.Tensor, second_moment: torch.Tensor, metric: torch.Tensor | None) -> Directions:
+    """Directions of one side from E[x], E[x x'] and G (``None``: the identity); shapes (D,), (D, D), (D, D)."""
+    covariance = second_moment - torch.outer(mean, mean)
+    values, basis = torch.linalg.eigh((covariance + covariance.T) / 2)
+    kept = values.clamp_min(float(values[-1].clamp_min(0.0)) * FLOOR).clamp_min(torch.finfo(torch.float64).tiny)
+    root = (basis * values.clamp_min(0.0).sqrt()) @ basis.T
+    inverse_root = (basis / kept.sqrt()) @ basis.T
+    weighed = root @ root if metric is None else root @ metric @ root
+    energies, vectors = torch.linalg.eigh((weighed + weighed.T) / 2)
+    return Directions(mean, energies.flip(0).clamp_min(0.0), root, inverse_root, vectors.flip(1))
+
+
+def head_blocks(
+    mean: torch.Tensor, second_moment: torch.Tensor, metric: torch.Tensor | None, n_kv_heads: int
+) -> list[Directions]:
+    """Directions of each KV head by itself: the diagonal blocks of C and G."""
+    width = len(mean) // n_kv_heads
+    blocks = []
+    for head in range(n_kv_heads):
+        rows = slice(head * width, (head + 1) * width)
+        own = None if metric is None else metric[rows, rows]
+        blocks.append(directions(mean[rows], second_moment[rows, rows], own))
+    return blocks

@@ -1,0 +1,178 @@
+"""``audit``, ``plan``, ``trim``: from a pretrained model to one with latents, a verb at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headcount.cli.common import Json, Out, Overwrite, Seed, emit_json, progress_bars, show
+
+Source = Annotated[str, typer.Argument(help="A folder, a hub name (owner/name), a .gguf file, or 'demo'.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ... or auto.")]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="How weights are held: auto (as stored), float32, bfloat16, float16.")
+]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickle checkpoints, which can run code.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+MatmulDtype = Annotated[
+    str, typer.Option("--matmul-dtype", help="Matrix products: auto (bfloat16 where native), model, bfloat16.")
+]
+Metric = Annotated[
+    Any, typer.Option("--metric", parser=str, metavar="METRIC", help="fisher, output (no backward pass) or whitened.")
+]
+Form = Annotated[
+    Any, typer.Option("--form", parser=str, metavar="FORM", help="fast (keys never rebuilt) or small (better, slower).")
+]
+Allocator = Annotated[Any, typer.Option("--allocator", parser=str, metavar="NAME", help="greedy, uniform or per-head.")]
+RUNS = Path("headcount-runs")
+"""Where run folders go without --out."""
+
+
+def opened(source: str, dtype: str, device: str, allow_pickle: bool, trust_remote_code: bool) -> Any:
+    """Open a model for a command."""
+    from headcount.pretrained.loading import open_model, resolve_device
+
+    return open_model(
+        source,
+        dtype=dtype,
+        device=resolve_device(device),
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def default_out(source: str, verb: str) -> Path:
+    """``headcount-runs/NAME/VERB``."""
+    name = "".join(c if c.isalnum() or c in "-._" else "-" for c in Path(source).name.removesuffix(".gguf")) or "model"
+    return RUNS / name / verb
+
+
+def audit(
+    source: Source,
+    metric: Annotated[
+        Any, typer.Option("--metric", parser=str, help="fisher, output (no backward pass) or whitened.")
+    ] = "fisher",
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens that statistics are gathered on.")] = 36_864,
+    context: Annotated[int, typer.Option("--context", help="Tokens of a window.")] = 512,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", help="UTF-8 files instead of the built-in kinds.")
+    ] = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    matmul_dtype: MatmulDtype = "auto",
+    device: Device = "auto",
+    allow_pickle: Pickle = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what a model's attention uses, per layer, side and head."""
+    from headcount.audit.record import summary_json
+    from headcount.pipeline import audit_model
+
+    model = opened(source, dtype, device, allow_pickle, trust_remote_code)
+    with progress_bars() as progress:
+        found = audit_model(
+            model,
+            metric=metric,
+            tokens=tokens,
+            context=context,
+            texts=text or (),
+            out=out or default_out(source, f"audit-{metric}"),
+            overwrite=overwrite,
+            seed=seed,
+            matmul_dtype=matmul_dtype,
+            progress=progress,
+        )
+    if as_json:
+        emit_json(summary_json(found))
+        return
+    from headcount.report.terminal import audit_tables
+
+    show(*audit_tables(found))
+
+
+def plan(
+    folder: Annotated[Path, typer.Argument(help="The folder of an audit.")],
+    cache: Annotated[float, typer.Option("--cache", help="Share of the dense cache to keep, in (0, 1].")] = 0.5,
+    form: Annotated[
+        Any, typer.Option("--form", parser=str, help="fast (keys never rebuilt) or small (better, slower).")
+    ] = "fast",
+    allocator: Allocator = "greedy",
+    multiple: Annotated[int, typer.Option("--multiple", help="Ranks are multiples of this.")] = 4,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Split a cache budget over layers and sides, from the evidence of an audit."""
+    from headcount.audit.record import Audit
+    from headcount.plan.make import plan as make
+    from headcount.plan.make import summary_json
+
+    found = Audit.open(folder)
+    place = out or folder.parent / f"plan-{form}-{allocator}-{cache:g}"
+    made = make(
+        found,
+        cache=cache,
+        form=form,
+        allocator=allocator,
+        multiple=multiple,
+        out=place,
+        overwrite=overwrite,
+    )
+    if as_json:
+        emit_json(summary_json(made))
+        return
+    from headcount.report.terminal import plan_tables
+
+    show(*plan_tables(made))
+
+
+def trim(
+    source: Source,
+    folder: Annotated[Path, typer.Argument(metavar="PLAN", help="The folder of a plan.")],
+    out: Out = None,
+    repair: Annotated[bool, typer.Option("--repair/--no-repair", help="Refit the output matrices.")] = True,
+    ridge: Annotated[float, typer.Option("--ridge", help="Pull of the repair toward the unrepaired matrices.")] = 1e-2,
+    audit: Annotated[Path | None, typer.Option("--audit", help="Where the plan's audit is, if it was moved.")] = None,
+    overwrite: Overwrite = False,
+    dtype: Dtype = "auto",
+    matmul_dtype: MatmulDtype = "auto",
+    device: Device = "auto",
+    allow_pickle: Pickle = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Make the smaller model: a checkpoint that transformers loads anywhere."""
+    from headcount.plan.make import Plan
+    from headcount.trim.run import trim_to_folder
+
+    made = Plan.open(folder, audit)
+    model = opened(source, dtype, device, allow_pickle, trust_remote_code)
+    place = out or folder.parent / f"{folder.name.replace('plan', 'model', 1)}"
+    with progress_bars() as progress:
+        _, record = trim_to_folder(
+            model.model,
+            model.tokenizer,
+            made,
+            place,
+            repair_output=repair,
+            ridge=ridge,
+            matmul_dtype=matmul_dtype,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if as_json:
+        emit_json(record | {"folder": str(place)})
+        return
+    ratio, params = record["cache_ratio"], record["attention_parameters"] / record["attention_parameters_dense"]
+    show(f"{place}: cache {ratio:.3f} of the dense model's, attention parameters {params:.3f} of them.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (audit, plan, trim):
+        app.command()(command)

@@ -1,0 +1,112 @@
+"""Peak memory of a callable, above what was in use when it began.
+
+On CUDA the allocator's own counter. Elsewhere the process's resident set: on Linux the kernel's high-water mark
+(``VmHWM``), which a 5 written to ``/proc/self/clear_refs`` sets back to the present size; where there is no
+such file, or it may not be written, a thread that looks every 2 ms. The resident set counts every thread of
+the process, and only pages that were written to. Memory that was freed but is still held by the allocator at the
+start would not count again, so it is given back first where the C library can (glibc); treat differences below
+some MiB as noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+Method = Literal["cuda", "high-water mark", "sampled"]
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_INTERVAL_SECONDS = 0.002
+
+
+def method_for(device: torch.device) -> Method:
+    """How ``peak_memory`` will look: see the module."""
+    if device.type == "cuda":
+        return "cuda"
+    return "high-water mark" if _reset_high_water() else "sampled"
+
+
+def peak_memory(call: Callable[[], Result], device: torch.device) -> tuple[Result, int]:
+    """(what ``call`` returned, bytes that it needed at most beyond those in use before).
+
+    >>> made, peak_bytes = peak_memory(lambda: torch.ones(2**24), torch.device("cpu"))
+    >>> peak_bytes > 0.9 * 4 * 2**24
+    True
+    """
+    if device.type != "cuda":
+        _give_back()
+    method = method_for(device)
+    if method == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = call()
+        torch.cuda.synchronize(device)
+        return result, max(0, torch.cuda.max_memory_allocated(device) - before)
+    return _by_high_water(call) if method == "high-water mark" else _by_sampling(call)
+
+
+def _reset_high_water() -> bool:
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5", encoding="ascii")
+        return _status("VmHWM") is not None
+    return False
+
+
+def _status(field: str) -> int | None:
+    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _give_back() -> None:
+    """Return what is free to the system, so that using it again shows."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _by_high_water(call: Callable[[], Result]) -> tuple[Result, int]:
+    before = _status("VmRSS") or 0
+    result = call()
+    return result, max(0, (_status("VmHWM") or 0) - before)
+
+
+def _by_sampling(call: Callable[[], Result]) -> tuple[Result, int]:
+    import psutil
+
+    process = psutil.Process()
+    before = highest = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(_INTERVAL_SECONDS):
+            highest = max(highest, process.memory_info().rss)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        result = call()
+    finally:
+        done.set()
+        thread.join()
+    return result, max(highest, process.memory_info().rss) - before
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can still be taken on ``device`` without pushing anything out."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)

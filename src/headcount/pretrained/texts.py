@@ -1,0 +1,213 @@
+"""The text that models are measured on: kinds, documents, splits, and blocks of tokens.
+
+Five kinds need no network: reference ``prose`` and ``code`` come with CPython, ``licences`` and
+``descriptions`` with the installed distributions that headcount depends on, and ``self`` is sampled from the
+model (``sampling``). Statistics are gathered on prose, code and self, the *calibrated* kinds; licences and
+descriptions are never calibrated on by default, so they show what a trimmed model does elsewhere.
+
+Documents are split once, by a hash of their name: a document is either for calibration or for evaluation.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sysconfig
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from headcount.errors import HeadcountError
+from headcount.seeds import derive, numpy_generator
+from headcount.store import digest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+Split = Literal["calibration", "evaluation"]
+CALIBRATED = ("prose", "code")
+"""Kinds of text that statistics are gathered on, besides text sampled from the model itself."""
+UNSEEN = ("licences", "descriptions")
+"""Kinds of text that are only ever evaluated on."""
+
+EVALUATION_SHARE = 4
+"""One document in this many is kept for evaluation."""
+
+_DISTRIBUTIONS = (
+    *("gguf", "huggingface-hub", "jinja2", "markdown-it-py", "mpmath", "networkx", "numpy", "packaging"),
+    *("pandas", "plotly", "psutil", "pydantic", "pygments", "python-dateutil", "regex", "rich"),
+    *("safetensors", "sympy", "tokenizers", "torch", "tqdm", "transformers", "typer"),
+)
+_CODE_FOLDERS = (
+    *("asyncio", "concurrent", "email", "html", "http", "importlib", "json", "logging", "unittest", "xml"),
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A named text of one kind."""
+
+    name: str
+    text: str
+
+
+def _prose() -> list[Document]:
+    """CPython's own reference manual, a document a topic (465,000 characters of English)."""
+    from pydoc_data.topics import topics
+
+    return [Document(name, topics[name]) for name in sorted(topics)]
+
+
+def _code() -> list[Document]:
+    """Source files of CPython's standard library."""
+    root = Path(sysconfig.get_path("stdlib"))
+    files = sorted(file for folder in _CODE_FOLDERS for file in (root / folder).glob("*.py"))
+    return [Document(str(file.relative_to(root)), file.read_text(encoding="utf-8")) for file in files]
+
+
+def _distributions() -> list[importlib.metadata.Distribution]:
+    found = []
+    for name in _DISTRIBUTIONS:
+        try:
+            found.append(importlib.metadata.distribution(name))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _licences() -> list[Document]:
+    """Licence texts in installed distributions, each wording once."""
+    texts: dict[str, Document] = {}
+    for distribution in _distributions():
+        for file in distribution.files or []:
+            upper = file.name.upper()
+            if ".dist-info" in str(file) and any(word in upper for word in ("LICEN", "COPYING", "NOTICE")):
+                text = Path(str(file.locate())).read_text(encoding="utf-8", errors="replace")
+                name = f"{distribution.metadata['Name']}/{file}"
+                texts.setdefault("".join(text.split()), Document(name, text))
+    return list(texts.values())
+
+
+def _descriptions() -> list[Document]:
+    """The descriptions that installed distributions give of themselves."""
+    found = []
+    for distribution in _distributions():
+        payload = distribution.metadata.get_payload()  # type: ignore[attr-defined]
+        text = payload or distribution.metadata["Description"] or ""
+        found.append(Document(distribution.metadata["Name"], str(text)))
+    return found
+
+
+_KINDS: dict[str, Callable[[], list[Document]]] = {
+    "prose": _prose,
+    "code": _code,
+    "licences": _licences,
+    "descriptions": _descriptions,
+}
+
+
+def documents(kind: str, split: Split) -> list[Document]:
+    """The documents of a built-in kind that belong to a split, in a fixed order."""
+    if kind not in _KINDS:
+        raise HeadcountError(f"unknown kind of text {kind!r}", fix=f"known kinds: {', '.join(_KINDS)}")
+    everything = [document for document in _KINDS[kind]() if document.text.strip()]
+    if kind in UNSEEN:
+        return everything if split == "evaluation" else []
+    held_out = split == "evaluation"
+    return [d for d in everything if (derive(0, kind, d.name) % EVALUATION_SHARE == 0) is held_out]
+
+
+def read_file(path: Path) -> Document:
+    """A user's text file: UTF-8, not empty."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise HeadcountError(f"{path} does not exist", fix="check --text") from None
+    except IsADirectoryError:
+        raise HeadcountError(f"{path} is a folder", fix="give files to --text") from None
+    except UnicodeDecodeError as error:
+        raise HeadcountError(f"{path} is not UTF-8 text (byte {error.start})", fix="convert it first") from None
+    except (OSError, ValueError) as error:
+        raise HeadcountError(f"{path} cannot be read ({error})", fix="check --text") from error
+    if not text.strip():
+        raise HeadcountError(f"{path} is empty", fix="give a file with text")
+    return Document(path.name, text)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Token windows of one kind: ids (count, context), every window a text's own run of tokens."""
+
+    kind: str
+    ids: torch.Tensor
+    text_digest: str
+    """Hash of the documents that the windows were cut from: two equal digests mean the same text."""
+
+
+def block_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that the tokenizer puts before any text (a beginning-of-sequence token, or none).
+
+    Seen on a text of one letter, since what a tokenizer puts behind a text (an end-of-sequence token) is no prefix.
+    """
+    whole = list(tokenizer("a").input_ids)
+    bare = list(tokenizer("a", add_special_tokens=False).input_ids)
+    for start in range(len(whole) - len(bare) + 1):
+        if bare and whole[start : start + len(bare)] == bare:
+            return whole[:start]
+    return []
+
+
+def cut_blocks(
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    docs: Sequence[Document],
+    count: int,
+    context: int,
+    seed: int = 0,
+) -> Blocks:
+    """Tokenise documents in a seeded order, join them and cut up to ``count`` windows of ``context`` tokens.
+
+    Windows do not overlap; each begins with the tokenizer's own prefix. Which windows are taken is seeded
+    too, so that a small count is spread over all documents. Raises ``HeadcountError`` when the text is
+    shorter than one window.
+    """
+    import torch
+
+    if count < 1:
+        raise HeadcountError(f"{count} windows are none", fix="ask for at least 1")
+    prefix = block_prefix(tokenizer)
+    stride = context - len(prefix)
+    if stride < 2:
+        raise HeadcountError(f"a context of {context} tokens is too short", fix=f"use at least {len(prefix) + 2}")
+    order = numpy_generator(seed, "documents", kind).permutation(len(docs))
+    stream: list[int] = []
+    for index in order:
+        stream += tokenizer(docs[index].text, add_special_tokens=False, verbose=False).input_ids
+    windows = len(stream) // stride
+    if windows == 0:
+        name = "given" if kind == "text" else kind
+        raise HeadcountError(
+            f"the {name} text has {len(stream)} tokens, less than one window of {context}",
+            fix="give more text or a smaller --context",
+        )
+    chosen = sorted(numpy_generator(seed, "windows", kind).permutation(windows)[:count])
+    ids = torch.tensor([prefix + stream[i * stride : (i + 1) * stride] for i in chosen])
+    text_digest = digest(*(part for d in docs for part in (d.name, d.text)))
+    return Blocks(kind, ids, text_digest)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, own: int | None = None) -> None:
+    """Refuse a tokenizer that has ids the model has no embedding for.
+
+    ``own``: how many tokens its file lists; a conversion may put a token of its own behind them that no text has.
+    """
+    ids = {token: number for token, number in tokenizer.get_vocab().items() if own is None or number < own}
+    if not ids:
+        raise HeadcountError("the tokenizer has no tokens", fix="use the tokenizer that the model was trained with")
+    token, largest = max(ids.items(), key=lambda item: item[1])
+    if largest >= rows:
+        raise HeadcountError(
+            f"the tokenizer's token {token!r} has id {largest}, but the model has {rows} embeddings",
+            fix="use the tokenizer that the model was trained with",
+        )

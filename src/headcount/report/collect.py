@@ -1,0 +1,247 @@
+"""From the records of a run to what a report shows."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+
+from headcount.audit.record import Audit, AuditRecord
+from headcount.audit.record import TimingRecord as AuditTiming
+from headcount.errors import HeadcountError
+from headcount.evaluate.record import EvaluationRecord, Group, TimingRecord
+from headcount.evaluate.result import Evaluation, speeds
+from headcount.plan.make import Plan, PlanRecord
+from headcount.report.measures import measures, notes, setting
+from headcount.report.view import (
+    AuditView,
+    EvaluationView,
+    HeadView,
+    KindView,
+    LayerView,
+    MadeView,
+    ModelView,
+    PlanView,
+    ReportView,
+    TextView,
+)
+from headcount.report.words import clean, display_name, metric_name, without_paths
+
+PACKAGES = ("headcount", "torch", "transformers", "tokenizers", "numpy", "plotly")
+"""Whose versions a report names, with Python's own."""
+
+
+def from_records(
+    audit: AuditRecord,
+    plans: Mapping[str, PlanRecord] | None = None,
+    evaluation: EvaluationRecord | None = None,
+    *,
+    audit_timing: AuditTiming | None = None,
+    timing: TimingRecord | None = None,
+    repaired: Mapping[str, bool] | None = None,
+    made: MadeView | None = None,
+) -> ReportView:
+    """Put the records of audit, plan, trim and evaluate together.
+
+    Args:
+        audit: of the dense model.
+        plans: by the name of the model that was trimmed with it, as ``evaluation`` calls that model.
+        evaluation: the dense model first.
+        audit_timing: what the audit cost.
+        timing: speed and memory of the evaluated models, in the same order.
+        repaired: whether a trimmed model was repaired, by its name; unknown where it is left out.
+        made: how it came to be, see ``made_by``.
+
+    Raises:
+        HeadcountError: a plan that was made for another model than the audit's.
+
+    Example:
+        >>> view = from_records(audit.record, {"half": plan.record}, found.record)  # doctest: +SKIP
+        >>> write_report("report.html", view)                            # doctest: +SKIP
+    """
+    plans, repaired = plans or {}, repaired or {}
+    for name, record in plans.items():
+        if record.fingerprint != audit.fingerprint or len(record.layers) != len(audit.layers):
+            raise HeadcountError(
+                f"the plan of {name} was made for another model than the audit's, {audit.model}",
+                fix="give the audit that the plan was made from",
+            )
+    rotary = "rotated_keys" in audit.layers[0].sides
+    shown = {name: display_name(name) for name in plans}
+    order = list(plans)
+    if evaluation is not None:
+        names = [model.name for model in evaluation.models]
+        shown |= dict(zip(names, distinct([display_name(name) for name in names]), strict=True))
+        order.sort(key=lambda name: names.index(name) if name in names else len(names))
+    plan_views = {name: plan_view(shown[name], plans[name], rotary, repaired.get(name)) for name in order}
+    compared = None
+    if evaluation is not None:
+        calibrated = {text.kind for text in audit.texts}
+        compared = evaluation_view(evaluation, timing, plan_views, calibrated_on=calibrated)
+    return ReportView(
+        audit=audit_view(audit, audit_timing),
+        plans=tuple(plan_views.values()),
+        evaluation=compared,
+        made=made or MadeView(seed=evaluation.seed if evaluation else None, threads=timing.threads if timing else None),
+    )
+
+
+def from_run(
+    audit: Audit,
+    plans: Mapping[str, Plan] | None = None,
+    evaluation: Evaluation | None = None,
+    *,
+    repaired: Mapping[str, bool] | None = None,
+    made: MadeView | None = None,
+) -> ReportView:
+    """``from_records`` for the objects that the verbs return."""
+    return from_records(
+        audit.record,
+        {name: plan.record for name, plan in (plans or {}).items()},
+        evaluation.record if evaluation else None,
+        audit_timing=audit.timing,
+        timing=evaluation.timing if evaluation else None,
+        repaired=repaired,
+        made=made,
+    )
+
+
+def audit_view(record: AuditRecord, timing: AuditTiming | None = None) -> AuditView:
+    """What a report shows of an audit."""
+    layers = tuple(
+        LayerView(
+            k_width=spec.k_width,
+            v_width=spec.v_width,
+            spectra={side: tuple(found.joint) for side, found in layer.sides.items()},
+            heads=tuple(HeadView(**head.model_dump()) for head in layer.heads),
+        )
+        for layer, spec in zip(record.layers, record.spec.layers, strict=True)
+    )
+    return AuditView(
+        model=display_name(record.model),
+        family=record.spec.family,
+        metric=record.metric,
+        context=record.context,
+        tokens=record.tokens,
+        seed=record.seed,
+        attention_params=record.spec.attention_params,
+        cache_numbers_per_token=record.spec.cache_numbers_per_token,
+        layers=layers,
+        texts=tuple(TextView(**text.model_dump()) for text in record.texts),
+        seconds=timing.seconds if timing else None,
+        cost_ratio=timing.cost_ratio if timing else None,
+    )
+
+
+def plan_view(name: str, record: PlanRecord, rotary: bool, repaired: bool | None = None) -> PlanView:
+    """What a report shows of a plan; ``rotary``: whether the model's keys are rotated."""
+    return PlanView(
+        name=name,
+        form=record.form,
+        allocator=record.allocator,
+        metric=record.metric,
+        multiple=record.multiple,
+        cache_ratio=record.cache_ratio,
+        predicted_loss_increase=record.predicted_loss_increase,
+        ranks=tuple((layer.k_rank, layer.v_rank) for layer in record.layers),
+        key_side="rotated_keys" if rotary and record.form == "fast" else "keys",
+        pareto=tuple((point.cache_ratio, point.predicted_loss_increase) for point in record.pareto),
+        repaired=repaired,
+    )
+
+
+def evaluation_view(
+    record: EvaluationRecord,
+    timing: TimingRecord | None = None,
+    plans: Mapping[str, PlanView] | None = None,
+    *,
+    calibrated_on: Collection[str] | None = None,
+) -> EvaluationView:
+    """What a report and the terminal show of an evaluation.
+
+    ``plans`` by the name of the trimmed model. ``calibrated_on``: the kinds that statistics really came from, where
+    they are known; the record only knows the default ones.
+    """
+    plans = plans or {}
+    record = _told(record, calibrated_on)
+    ways = [speeds(timing, index) if timing else {} for index in range(len(record.models))]
+    names = distinct([display_name(model.name) for model in record.models])
+    models = tuple(
+        ModelView(
+            name=name,
+            perplexity={text.kind: text.perplexity for text in model.texts},
+            cache_bytes_per_token=model.cache_bytes_per_token,
+            attention_params=model.spec.attention_params,
+            decode_tokens_per_s=next(iter(own.values())).decode_tokens_per_s if own else None,
+            how=", ".join(part for part in (_how(plans.get(model.name)), model.dtype) if part),
+            sample=clean(model.sample or ""),
+        )
+        for name, model, own in zip(names, record.models, ways, strict=True)
+    )
+    return EvaluationView(
+        models=models,
+        kinds=tuple(
+            KindView(text.kind, text.group, text.windows, record.models[0].text(text.kind).tokens, text.digest)
+            for text in record.texts
+        ),
+        measures=measures(record, timing),
+        prompt=clean(record.prompt or ""),
+        notes=notes(record, timing),
+        speed_setting=setting(timing.decode) if timing else "",
+    )
+
+
+def made_by(
+    commands: Sequence[Sequence[str]], *, seed: int | None = None, threads: int | None = None, notes: Sequence[str] = ()
+) -> MadeView:
+    """How a report came to be: command lines without a machine's paths, and the versions at hand.
+
+    >>> made_by([["headcount", "demo", "--out", "/tmp/run one"]]).commands
+    ("headcount demo --out 'run one'",)
+    """
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    lines = tuple(clean(shlex.join([without_paths(argument) for argument in command])) for command in commands)
+    return MadeView(commands=lines, seed=seed, versions=versions, threads=threads, notes=tuple(notes))
+
+
+def distinct(names: list[str]) -> list[str]:
+    """Names told apart by a number where they are equal.
+
+    >>> distinct(["half", "dense", "half"])
+    ['half', 'dense', 'half (2)']
+    """
+    return [name if (n := names[: i + 1].count(name)) == 1 else f"{name} ({n})" for i, name in enumerate(names)]
+
+
+def _told(record: EvaluationRecord, calibrated_on: Collection[str] | None) -> EvaluationRecord:
+    """The record with kinds that are safe to print, and grouped by what statistics came from."""
+
+    def group(kind: str, own: Group) -> Group:
+        if calibrated_on is None:
+            return own
+        if kind in calibrated_on:
+            return "calibrated"
+        return "unseen" if own == "calibrated" else own
+
+    texts = [
+        text.model_copy(update={"kind": clean(text.kind), "group": group(text.kind, text.group)})
+        for text in record.texts
+    ]
+    models = [
+        model.model_copy(update={"texts": [text.model_copy(update={"kind": clean(text.kind)}) for text in model.texts]})
+        for model in record.models
+    ]
+    return record.model_copy(update={"texts": texts, "models": models})
+
+
+def _how(plan: PlanView | None) -> str:
+    if plan is None:
+        return ""
+    repair = {True: ", repaired", False: ", not repaired", None: ""}
+    return f"form {plan.form}, {plan.allocator} ranks, {metric_name(plan.metric)}{repair[plan.repaired]}"

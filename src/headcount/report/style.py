@@ -1,0 +1,106 @@
+"""Colours and axes of the figures.
+
+Figures are written in the light scheme's colours; the page swaps each for its partner where dark is preferred.
+Hues are of the Okabe-Ito kind, which colour-blind readers tell apart, and every pair that must be told apart
+also differs by shape, dash or label. Maps of quantities use viridis in both schemes.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+SURFACE = "#ffffff"
+INK, MUTED, GRID, SPARE = "#1f2328", "#57606a", "#e1e5ea", "#cfd6dd"
+KEYS, ROTATED, VALUES = "#0067a5", "#7a3fb5", "#b8480a"
+CALIBRATED, UNSEEN, OTHER = "#0a7a5c", "#b0307f", "#6b5e00"
+
+DARK = {
+    SURFACE: "#161b22",
+    INK: "#e6edf3",
+    MUTED: "#9da7b3",
+    GRID: "#2b323b",
+    SPARE: "#3d4650",
+    KEYS: "#58b4f0",
+    ROTATED: "#c9a1f7",
+    VALUES: "#ff9a57",
+    CALIBRATED: "#3ccfa6",
+    UNSEEN: "#f58cca",
+    OTHER: "#d8c74a",
+}
+"""The dark partner of each colour."""
+
+GROUP_COLOURS = {"calibrated": CALIBRATED, "unseen": UNSEEN, "other": OTHER}
+SIDE_COLOURS = {"keys": KEYS, "rotated_keys": ROTATED, "values": VALUES}
+VIRIDIS = [
+    [position / 8, colour]
+    for position, colour in enumerate(
+        ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
+    )
+]
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+TOP_LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
+
+Figure = dict[str, Any]
+"""A plotly figure as plain data: ``{"data": [...], "layout": {...}}``."""
+
+
+def axis(title: str, **options: Any) -> dict[str, Any]:
+    """An axis with its title (quantity and unit)."""
+    return {
+        "title": {"text": title, "standoff": 8},
+        "gridcolor": GRID,
+        "linecolor": SPARE,
+        "zeroline": False,
+        "automargin": True,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": SPARE,
+        **options,
+    }
+
+
+def layout(height: int, xaxis: dict[str, Any], yaxis: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """What all figures share. Height in pixels; the width follows the page."""
+    return {
+        "height": height,
+        "autosize": True,
+        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": INK},
+        "hoverlabel": {"font": {"family": "system-ui, sans-serif", "size": 12}},
+        "legend": TOP_LEGEND,
+        "xaxis": xaxis,
+        "yaxis": yaxis,
+        **options,
+    }
+
+
+def colour_bar(**options: Any) -> dict[str, Any]:
+    """A slim colour bar; its unit stands in the figure's caption."""
+    return {"thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}, "x": 1.01, "xpad": 4, "ypad": 0, **options}
+
+
+def ten_to(exponent: int) -> str:
+    """A power of ten as text.
+
+    >>> ten_to(-12)
+    '10⁻¹²'
+    """
+    return "10" + str(exponent).translate(_SUPERSCRIPTS)
+
+
+def plain(text: str) -> str:
+    """Text for plotly, which reads a subset of HTML in labels: a name must not be taken for markup."""
+    return html.escape(text)
+
+
+def tick_step(count: int) -> int:
+    """Distance of ticks on an axis of layers or heads, so that about eight are labelled.
+
+    >>> tick_step(30), tick_step(80), tick_step(6)
+    (5, 10, 1)
+    """
+    return next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500) if count / step <= 9 or step == 500)

@@ -1,0 +1,104 @@
+"""What tests share: a tiny random model of every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GROUPED = SMALL | {"num_key_value_heads": 2, "head_dim": 16}
+
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2", "gpt_neox")
+FAMILIES = (*DECODERS, "bert")
+
+
+def tiny_config(family: str) -> Any:
+    """A config small enough for exact tests, with each family's own traits switched on."""
+    import transformers as t
+
+    if family == "llama":
+        return t.LlamaConfig(**GROUPED, attention_bias=True)
+    if family == "mistral":
+        return t.MistralConfig(**GROUPED, sliding_window=9)
+    if family == "qwen2":
+        return t.Qwen2Config(**SMALL | {"num_key_value_heads": 2})
+    if family == "qwen3":
+        return t.Qwen3Config(**GROUPED)
+    if family == "gemma3_text":
+        kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+        own = {"num_key_value_heads": 1, "sliding_window": 9, "layer_types": kinds, "query_pre_attn_scalar": 20}
+        return t.Gemma3TextConfig(**GROUPED | own)
+    if family == "gpt2":
+        names = {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 128, "n_inner": 64}
+        return t.GPT2Config(vocab_size=97, bos_token_id=1, eos_token_id=2, pad_token_id=0, **names)
+    if family == "gpt_neox":
+        return t.GPTNeoXConfig(**SMALL, rotary_pct=0.5)
+    if family == "bert":
+        return t.BertConfig(**SMALL)
+    raise AssertionError(family)
+
+
+def tiny_model(family: str, seed: int = 0) -> Any:
+    """A random model of a family, with weights large enough that attention is not flat."""
+    import transformers as t
+
+    config = tiny_config(family)
+    config._attn_implementation = "sdpa"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = t.BertModel(config) if family == "bert" else t.AutoModelForCausalLM.from_config(config)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.7 * parameter.shape[-1] ** -0.5 if "embed" not in name else 1.0)
+            elif name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.3)
+    return model.float().eval().requires_grad_(False)
+
+
+def tiny_tokens(windows: int = 6, context: int = 24, seed: int = 0) -> torch.Tensor:
+    """Random windows of the tiny vocabulary, without its padding token."""
+    return torch.randint(1, 97, (windows, context), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=DECODERS)
+def decoder(request: pytest.FixtureRequest) -> Any:
+    """A tiny random decoder of each family."""
+    return tiny_model(request.param)
+
+
+def tiny_tokenizer() -> Any:
+    """A tokenizer of single characters for the tiny vocabulary, with a begin token that texts start with."""
+    import tokenizers as tk
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;()[]{}=+-*/_'\"\n#<>@"
+    words = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *letters])}
+    assert len(words) <= SMALL["vocab_size"]
+    own = tk.Tokenizer(tk.models.WordLevel(words, unk_token="<unk>"))
+    own.pre_tokenizer = tk.pre_tokenizers.Split("", "isolated")
+    own.decoder = tk.decoders.Fuse()
+    own.post_processor = tk.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=own, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
+    )
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Any) -> Any:
+    """A Llama folder as a hub would have it: safetensors, config, tokenizer."""
+    folder = tmp_path / "tiny"
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

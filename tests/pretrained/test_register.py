@@ -1,0 +1,37 @@
+"""transformers knows trimmed models once headcount is imported, and headcount imports nothing heavy for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from headcount.pretrained.register import register_trimmed, register_with_transformers
+
+
+def test_registering_again_changes_nothing() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    register_trimmed()
+    before = AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model("headcount_llama"))]
+    register_trimmed()
+    assert AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model("headcount_llama"))] is before
+
+
+def test_after_transformers_it_is_done_at_once() -> None:
+    import transformers.models.auto.modeling_auto  # noqa: F401
+
+    before = list(sys.meta_path)
+    register_with_transformers()
+    assert sys.meta_path == before
+
+
+def test_importing_headcount_imports_nothing_heavy_and_waits_for_transformers() -> None:
+    code = (
+        "import headcount, sys\n"
+        "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)\n"
+        "from transformers import AutoConfig, AutoModelForCausalLM\n"
+        "config = AutoConfig.for_model('headcount_gpt2')\n"
+        "assert AutoModelForCausalLM._model_mapping[type(config)].__name__ == 'HeadcountGPT2ForCausalLM'\n"
+        "assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith('headcount')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdin=subprocess.DEVNULL)

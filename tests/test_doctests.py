@@ -1,0 +1,27 @@
+"""Every example in a docstring of the package is run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import headcount
+
+# `__main__` runs the command line when it is imported.
+MODULES = [
+    name for _, name, _ in pkgutil.walk_packages(headcount.__path__, "headcount.") if not name.endswith("__main__")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_hold(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_the_lowest_layers_have_examples() -> None:
+    """The runner finds examples at all."""
+    for name in ("errors", "seeds", "spec", "pretrained.families"):
+        assert doctest.testmod(importlib.import_module(f"headcount.{name}")).attempted > 0
