@@ -81,6 +81,18 @@ def test_scan_finds_the_largest_size(capsys: pytest.CaptureFixture[str]) -> None
     assert code == 0 and "verified up to modulus = 7" in out
 
 
+def test_scan_over_bits_finds_the_fewest(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("--tokens", "12", "--modulus", "31", "--count", "4")
+    got = answer(capsys, "scan", "match2", "--over", "bits", *sizes)
+    assert got["sizes"]["modulus"] == 31 and got["sufficient"] >= got["fewest"]["float"]
+    for style, bits in got["fewest"].items():
+        assert answer(capsys, "match2", *sizes, "--precision", f"{style}:{bits}")["verified"]
+        assert run(capsys, "match2", *sizes, "--precision", f"{style}:{bits - 1}")[0] == 1
+    sizes = ("--tokens", "64", "--sparsity", "16", "--dim", "1", "--count", "1")
+    code, out, _ = run(capsys, "scan", "qsa-polytope", "--over", "bits", *sizes)
+    assert code == 0 and "float: none up to 53" in out
+
+
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     got = answer(capsys, "list")
     assert [row["name"] for row in got["constructions"]] == list(constructions.names())
@@ -129,6 +141,10 @@ CLIFF: list[dict[str, Any]] = [
         (("match-t",), "match-t"),
         (("check", "nowhere"), "nowhere is no folder"),
         (("scan", "match2", "--precision", "fp16", "--values", "a,b"), "are no integers"),
+        (("scan", "match2", "--precision", "fp16"), "a scan over modulus needs a precision and sizes"),
+        (("scan", "match2", "--over", "bits", "--values", "5"), "takes no --precision and no --values"),
+        (("match2", "--precision", "wide:99"), "is for qsa-polytope only"),
+        (("qsa-polytope", "--precision", "wide:1"), "choose p from 2 to 4096"),
         (("dimensions", "--tokens", "4", "--most", "5"), "most 5 is outside"),
     ],
 )

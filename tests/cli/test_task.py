@@ -116,8 +116,10 @@ def test_bad_usage_is_one_line_and_exit_2(
         ("match3", "[1.5, 2]", "float64"),
         ("qsa", '{"z": [[0.5], [0.5]], "y": [[0, 0], [0, 1]]}', "a repeated element"),
         ("qsa", '{"z": [[0.5], [0.5]], "y": [[0, 2], [0, 1]]}', "outside [0, 2)"),
-        ("qsa", '{"z": [[0.5], [0.5]]}', "needs its inputs by name"),
-        ("qsa", "[1, 2, 3, 4]", "takes the inputs z, y"),
+        ("qsa", '{"z": [[0.5], [0.5]]}', "qsa takes the inputs z, y, not z"),
+        ("qsa", '{"z": [0.5, 0.5], "y": [[0], [1]]}', "too few axes"),
+        ("qsa", "[1, 2]", "qsa takes the inputs z, y, not x"),
+        ("match3", '{"z": [[0.5], [0.5]]}', "match3 takes the inputs x, not z"),
     ],
 )
 def test_bad_inputs_are_one_line_and_exit_2(

@@ -56,12 +56,25 @@ def test_local_dimension_grows_like_window_log_n() -> None:
         assert 0.5 < keys / ((2 * window + 1) * np.log(tokens)) < 3
 
 
-@pytest.mark.parametrize("name, too_few", [("match3-bigram", 3), ("match3-local", 4)])
-def test_the_analysed_bits_suffice(name: str, too_few: int) -> None:
-    built = constructions.build(name, tokens=12, modulus=31)
-    batch = built.task.sample(1, 3, "balanced")
-    assert built.verify(batch, f"float:{built.certificate.bits}").verified
-    assert not built.verify(batch, f"float:{too_few}").verified
+@pytest.mark.parametrize("name", ["match3-bigram", "match3-local"])
+@pytest.mark.parametrize("modulus", [31, 401])
+def test_the_analysed_bits_suffice_and_are_not_far_off(name: str, modulus: int) -> None:
+    built = constructions.build(name, tokens=12, modulus=modulus)
+    bits = built.certificate.bits
+    for kind in ("uniform", "adversarial", "balanced"):
+        assert built.verify(built.task.sample(1, 3, kind), f"float:{bits}").verified
+    assert not built.verify(built.task.sample(1, 3, "balanced"), f"float:{bits - 9}").verified
+
+
+def test_the_margins_of_the_local_rounding_analysis() -> None:
+    """The inequalities in the docstring of build_match3_local, for sin(pi/M) <= 1."""
+    stretch = 2 ** (1 / 8)
+    off = stretch / 4
+    own, least, most = 2 / stretch, 1 / stretch, stretch
+    assert (round(own, 3), round(least, 3), round(most, 3)) == (1.834, 0.917, 1.091) and off < 0.273
+    assert own * 15 / 16 - off > most * 17 / 16 + off
+    assert off < 1 / 2 < least * 15 / 16 - off
+    assert (off + most / 16) / least < 1
 
 
 def test_overflow_is_wrong_and_not_a_crash() -> None:

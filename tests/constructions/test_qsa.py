@@ -72,10 +72,18 @@ def test_polytope_has_exactly_d_plus_2q_dimensions(sparsity: int) -> None:
 
 
 def test_certificate_grows_like_q_log_n() -> None:
-    """k / (q ln N) stays between 0.8 and 3.5 while q ln N grows by a factor of 8."""
-    for tokens, sparsity in ((64, 2), (64, 8), (256, 4), (1024, 1), (1024, 8)):
+    """k / (q ln N) stays between 0.8 and 3 while q ln N grows by a factor of 7."""
+    for tokens, sparsity in ((64, 2), (64, 8), (256, 4), (1024, 8)):
         certificate = build_qsa_certificate(tokens, sparsity, 8).certificate
-        assert 0.8 < (certificate.embedding_dim - 8) / (sparsity * math.log(tokens)) < 3.5
+        assert 0.8 < (certificate.embedding_dim - 8) / (sparsity * math.log(tokens)) < 3
+
+
+def test_certificate_of_one_token_needs_keys_that_differ() -> None:
+    """q = 1: N random sign keys are all different from about k = 2 log2 N on (birthdays), 2.9 ln N."""
+    for tokens in (64, 1024):
+        keys = build_qsa_certificate(tokens, 1, 8).module.queries.keys
+        assert len(torch.unique(keys, dim=0)) == tokens
+        assert math.log2(tokens) <= keys.shape[1] <= 2 * math.log2(tokens) + 4
 
 
 def test_keys_are_saved_signs_and_seeded() -> None:
@@ -191,3 +199,31 @@ def test_error_is_not_hidden_where_float64_is_too_coarse() -> None:
 def test_refusals(name: str, options: dict[str, float], message: str) -> None:
     with pytest.raises(HeadcountError, match=message):
         constructions.build(name, **options)
+
+
+@pytest.mark.parametrize("tokens, sparsity", [(7, 2), (9, 4), (6, 6), (12, 1)])
+def test_wide_arithmetic_agrees_with_float64_where_that_is_enough(tokens: int, sparsity: int) -> None:
+    built = build_qsa_polytope(tokens, sparsity, 2, epsilon=1e-6)
+    batch = every_set(tokens, sparsity, 2)
+    exact = built.outputs(batch, "fp64", "each")
+    np.testing.assert_allclose(built.outputs(batch, "wide:200", "each"), exact, rtol=0, atol=1e-9)
+    assert built.verify(batch, "wide:100").verified
+
+
+def test_wide_arithmetic_verifies_what_float64_cannot() -> None:
+    """The sufficient bits (and 4 for coefficients above 1) are enough, a third of them are not."""
+    built = build_qsa_polytope(48, 12, 2)
+    bits = built.certificate.bits
+    assert bits > 60
+    batch = built.task.sample(0, 1, "adversarial")
+    assert not built.verify(batch).verified
+    assert built.verify(batch, f"wide:{bits + 4}").verified
+    assert not built.verify(batch, f"wide:{bits // 3}").verified
+
+
+def test_wide_precision_is_for_the_polytope() -> None:
+    built = constructions.build("match2", tokens=4, modulus=5)
+    with pytest.raises(HeadcountError, match="is for qsa-polytope only"):
+        built.verify(built.task.sample(0), "wide:80")
+    with pytest.raises(HeadcountError, match="choose p from 2 to 4096"):
+        built.verify(built.task.sample(0), "wide:9999")

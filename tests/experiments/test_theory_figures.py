@@ -60,6 +60,14 @@ def test_dimensions_meet_and_exceed_the_bounds() -> None:
         assert row["qsa-certificate"] >= row["qsa-radon"] >= row["qsa-regions"]
         assert row["qsa-bits"] == math.ceil(math.ceil(math.log2(math.comb(23, q))) / 8)
         assert row["qsa-certificate wrong"] == row["qsa-polytope wrong"] == 0
+        assert row["qsa-polytope verified in"] == "fp64"
+
+
+def test_dimensions_verify_in_more_bits_where_float64_fails(tmp_path: Path) -> None:
+    (row,) = dimensions.rows(tokens=40, dim=1, sparsities=(14,), count=1)
+    assert row["qsa-polytope wrong"] > 0 and row["qsa-polytope bits"] > 53
+    assert row["qsa-polytope verified in"] == f"wide:{row['qsa-polytope bits'] + 4}"
+    assert dimensions.draw([row], tmp_path)["svg"].read_text().count("more bits than float64") == 1
 
 
 def test_the_bound_follows_the_precision() -> None:

@@ -7,14 +7,18 @@ bits of the embedding suffice, which is what Theorem 3 of Sanford et al. 2023 as
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import mpmath
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headcount.constructions.qsa import LEAST_GAP
 from headcount.constructions.qsa_polytope import curve_gap
 
 _SCALE_BITS = 60  # fraction bits of the factor depth / gap
+_NOTHING = 1000  # exp(-1000) is 0 in float64
 _ROWS = 64  # queries whose logits are held at once
 
 Wide = NDArray[np.object_]
@@ -27,15 +31,15 @@ def polytope_outputs(z: NDArray[np.float64], y: NDArray[np.int64], depth: float,
     turns = np.outer(np.arange(tokens), np.arange(1, sparsity + 1)) % tokens
     keys = np.concatenate([cosine[turns], sine[turns]], axis=1)
     queries = _queries(y, cosine, sine, bits)
-    gaps = curve_gap(torch.from_numpy(y), tokens).numpy()
+    gaps = curve_gap(torch.from_numpy(y), tokens).clamp(min=LEAST_GAP).numpy()
     outputs = np.empty_like(z)
     for start in range(0, tokens, _ROWS):
         rows = slice(start, start + _ROWS)
-        scale = np.array([int(mpmath.mpf(depth / gap) * 2**_SCALE_BITS) for gap in gaps[rows]], dtype=object)
+        scale = np.array([int(Fraction(depth / gap) * 2**_SCALE_BITS) for gap in gaps[rows]], dtype=object)
         logits = (queries[rows] @ keys.T) * scale[:, None]  # 2 p + _SCALE_BITS fraction bits
         below = logits - logits.max(axis=1, keepdims=True)
         # The rounding of the logits themselves: to p fraction bits.
-        rounded = _shift(below, bits + _SCALE_BITS)
+        rounded = np.maximum(_shift(below, bits + _SCALE_BITS), -_NOTHING << bits)
         weights = np.exp((rounded / 2**bits).astype(np.float64))
         outputs[rows] = (weights / weights.sum(axis=1, keepdims=True)) @ z
     return outputs

@@ -101,12 +101,9 @@ def draw(data: Sequence[dict[str, Any]], folder: Path, name: str = "embedding_di
     line("qsa-bits", color=PINK, label=f"impossible below: qsa-bits ({bits}-bit numbers)")
     line("qsa-certificate", color=BLUE, marker="o", label="built: qsa-certificate (sign keys, searched)")
     line("qsa-polytope", color=ORANGE, linestyle="-", label="built: qsa-polytope, d' + 2q")
+    verified = [row for row in data if row["qsa-polytope verified in"] is not None]
     for narrow, face in ((True, ORANGE), (False, "white")):
-        shown = [
-            row
-            for row in data
-            if row["qsa-polytope verified in"] and narrow == (row["qsa-polytope verified in"] == "fp64")
-        ]
+        shown = [row for row in verified if (row["qsa-polytope verified in"] == "fp64") == narrow]
         axes.plot(
             [row["sparsity"] for row in shown],
             [row["qsa-polytope"] for row in shown],

@@ -105,7 +105,7 @@ class Matching(Task):
         return {"x": x}
 
     def _check(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        (x,) = self._named(inputs, "x")
+        (x,) = self._named(inputs)
         return {"x": self._symbols("x", x, self.residues)}
 
     def _solve(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int8]:

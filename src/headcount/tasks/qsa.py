@@ -36,6 +36,7 @@ class QSA(Task):
     name: ClassVar[str] = "qsa"
     answer: ClassVar[Answer] = "vector"
     summary: ClassVar[str] = "the mean of the vectors z_j over the token's own set y_i of q tokens"
+    input_names: ClassVar[tuple[str, ...]] = ("z", "y")
 
     sparsity: int = 4
     dim: int = 8
@@ -126,7 +127,7 @@ class QSA(Task):
         return {"z": z, "y": y}
 
     def _check(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        z, y = self._named(inputs, "z", "y")
+        z, y = self._named(inputs)
         z, y = (array[None] if array.ndim == 2 else array for array in (z, y))
         n = self.tokens
         for name, array, last in (("z", z, self.dim), ("y", y, self.sparsity)):
