@@ -210,15 +210,29 @@ def test_wide_arithmetic_agrees_with_float64_where_that_is_enough(tokens: int, s
     assert built.verify(batch, "wide:100").verified
 
 
+def neighbours(tokens: int, sparsity: int) -> Batch:
+    """Sets of q neighbours, which have the least gap of all, and random signs for vectors."""
+    y = (np.arange(tokens)[:, None] + np.arange(sparsity)) % tokens
+    z = np.random.default_rng(0).choice([-1.0, 1.0], (tokens, 1))
+    return tasks.get("qsa", tokens=tokens, sparsity=sparsity, dim=1).batch(z=z, y=y)
+
+
+@pytest.mark.parametrize("tokens, sparsity", [(16, 2), (40, 3), (12, 5)])
+def test_the_analysed_bits_suffice_for_the_worst_sets(tokens: int, sparsity: int) -> None:
+    built = build_qsa_polytope(tokens, sparsity, 1, epsilon=0.01)
+    assert built.certificate.bits < 53
+    assert built.verify(neighbours(tokens, sparsity), f"float:{built.certificate.bits}").verified
+
+
 def test_wide_arithmetic_verifies_what_float64_cannot() -> None:
-    """The sufficient bits (and 4 for coefficients above 1) are enough, a third of them are not."""
-    built = build_qsa_polytope(48, 12, 2)
+    """The sufficient bits (and 4 for coefficients above 1) are enough, half of them (above the gap) are not."""
+    built = build_qsa_polytope(64, 16, 1)
     bits = built.certificate.bits
-    assert bits > 60
-    batch = built.task.sample(0, 1, "adversarial")
+    assert bits > 80
+    batch = neighbours(64, 16)
     assert not built.verify(batch).verified
     assert built.verify(batch, f"wide:{bits + 4}").verified
-    assert not built.verify(batch, f"wide:{bits // 3}").verified
+    assert not built.verify(batch, f"wide:{bits // 2}").verified
 
 
 def test_wide_precision_is_for_the_polytope() -> None:

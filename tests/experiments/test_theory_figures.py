@@ -64,7 +64,7 @@ def test_dimensions_meet_and_exceed_the_bounds() -> None:
 
 
 def test_dimensions_verify_in_more_bits_where_float64_fails(tmp_path: Path) -> None:
-    (row,) = dimensions.rows(tokens=40, dim=1, sparsities=(14,), count=1)
+    (row,) = dimensions.rows(tokens=64, dim=1, sparsities=(16,), count=1)
     assert row["qsa-polytope wrong"] > 0 and row["qsa-polytope bits"] > 53
     assert row["qsa-polytope verified in"] == f"wide:{row['qsa-polytope bits'] + 4}"
     assert dimensions.draw([row], tmp_path)["svg"].read_text().count("more bits than float64") == 1
