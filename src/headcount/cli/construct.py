@@ -222,7 +222,7 @@ def cliff(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Figure: the fewest bits at which each construction verifies, against its size (about 10 minutes)."""
+    """Figure: the fewest bits at which each construction verifies, against its size (about 2 minutes)."""
     from headcount.experiments import cliff as experiment
 
     with progress_bars() as progress:
