@@ -225,7 +225,7 @@ def test_the_analysed_bits_suffice_for_the_worst_sets(tokens: int, sparsity: int
 
 
 def test_wide_arithmetic_verifies_what_float64_cannot() -> None:
-    """The sufficient bits (and 4 for coefficients above 1) are enough; half of them, coarser than the gap 2^-62, are not."""
+    """The sufficient bits (and 4 for coefficients above 1) are enough; half, coarser than the gap 2^-62, is not."""
     built = build_qsa_polytope(64, 16, 1)
     bits = built.certificate.bits
     assert bits > 80
