@@ -1,13 +1,16 @@
-"""The polytope construction in more bits than float64 has: fixed point on Python's integers.
+"""The polytope construction in more bits than float64 has: fixed point on integers.
 
-``wide:p`` holds keys and query coefficients as multiples of 2^-p; an inner product is exact and rounded once.
-The softmax is float64: it sees the differences of the logits, which need no more. So what is tested is that p
-bits of the embedding suffice, which is what Theorem 3 of Sanford et al. 2023 asks for.
+``wide:p`` holds keys and query coefficients as multiples of 2^-p, and their inner products are exact. How far each
+lies from that of a token of the set is rounded to float64, scaled by depth / gap, and goes through a float64 softmax,
+which sees only such differences. So what is tested is that p bits of the embedding suffice, which is what Theorem 3 of
+Sanford et al. 2023 asks for.
+
+The inner products are computed digit by digit: numbers are split into signed digits of 16 bits, products of digit
+matrices are exact in float64 (2^30 times 2q times the number of digits stays far below 2^53), and carries are
+passed on in int64.
 """
 
 from __future__ import annotations
-
-from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -17,8 +20,7 @@ from numpy.typing import NDArray
 from headcount.constructions.qsa import LEAST_GAP
 from headcount.constructions.qsa_polytope import curve_gap
 
-_SCALE_BITS = 60  # fraction bits of the factor depth / gap
-_NOTHING = 1000  # exp(-1000) is 0 in float64
+_DIGIT = 16
 _ROWS = 64  # queries whose logits are held at once
 
 Wide = NDArray[np.object_]
@@ -29,20 +31,54 @@ def polytope_outputs(z: NDArray[np.float64], y: NDArray[np.int64], depth: float,
     tokens, sparsity = y.shape
     cosine, sine = _circle(tokens, bits)
     turns = np.outer(np.arange(tokens), np.arange(1, sparsity + 1)) % tokens
-    keys = np.concatenate([cosine[turns], sine[turns]], axis=1)
-    queries = _queries(y, cosine, sine, bits)
+    keys = _digits(np.concatenate([cosine[turns], sine[turns]], axis=1))
+    queries = _digits(_queries(y, cosine, sine, bits))
     gaps = curve_gap(torch.from_numpy(y), tokens).clamp(min=LEAST_GAP).numpy()
     outputs = np.empty_like(z)
     for start in range(0, tokens, _ROWS):
         rows = slice(start, start + _ROWS)
-        scale = np.array([int(Fraction(depth / gap) * 2**_SCALE_BITS) for gap in gaps[rows]], dtype=object)
-        logits = (queries[rows] @ keys.T) * scale[:, None]  # 2 p + _SCALE_BITS fraction bits
-        below = logits - logits.max(axis=1, keepdims=True)
-        # The rounding of the logits themselves: to p fraction bits.
-        rounded = np.maximum(_shift(below, bits + _SCALE_BITS), -_NOTHING << bits)
-        weights = np.exp((rounded / 2**bits).astype(np.float64))
+        with np.errstate(over="ignore"):  # a logit that is far enough below becomes -inf, its weight 0
+            logits = _differences(queries[:, rows], keys, y[rows, 0], bits) * (depth / gaps[rows, None])
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         outputs[rows] = (weights / weights.sum(axis=1, keepdims=True)) @ z
     return outputs
+
+
+def _digits(values: Wide) -> NDArray[np.float64]:
+    """Signed digits of 16 bits, lowest first: (digits, *shape), each in [-2^15, 2^15)."""
+    half = 1 << (_DIGIT - 1)
+    found = []
+    while not found or (values != 0).any():
+        digit = (values + half) % (2 * half) - half
+        found.append(digit.astype(np.float64))
+        values = (values - digit) >> _DIGIT
+    return np.stack(found)
+
+
+def _differences(
+    queries: NDArray[np.float64], keys: NDArray[np.float64], token: NDArray[np.int64], bits: int
+) -> NDArray[np.float64]:
+    """<w_r, u_t> - <w_r, u_token(r)> for all t, from digits of multiples of 2^-bits: (rows, N), nearly rounded."""
+    places = len(queries) + len(keys) - 1
+    sums = np.zeros((places, queries.shape[1], keys.shape[1]))
+    for i, query in enumerate(queries):
+        for j, key in enumerate(keys):
+            sums[i + j] += query @ key.T
+    exact = sums.astype(np.int64)
+    exact -= exact[:, np.arange(len(token)), token][..., None]
+    half = 1 << (_DIGIT - 1)
+    carry = np.zeros_like(exact[0])
+    digits = []
+    for place in exact:
+        total = place + carry
+        carry = (total + half) >> _DIGIT
+        digits.append(total - (carry << _DIGIT))
+    digits.append(carry)
+    # Signed digits: all that follow the leading one are together at most half of its place, so nothing cancels.
+    value = np.zeros(exact.shape[1:])
+    for place in reversed(range(len(digits))):
+        value += np.ldexp(digits[place].astype(np.float64), _DIGIT * place - 2 * bits)
+    return value
 
 
 def _circle(tokens: int, bits: int) -> tuple[Wide, Wide]:
