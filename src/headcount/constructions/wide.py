@@ -47,7 +47,7 @@ def polytope_outputs(z: NDArray[np.float64], y: NDArray[np.int64], depth: float,
 def _digits(values: Wide) -> NDArray[np.float64]:
     """Signed digits of 16 bits, lowest first: (digits, *shape), each in [-2^15, 2^15)."""
     half = 1 << (_DIGIT - 1)
-    found = []
+    found: list[NDArray[np.float64]] = []
     while not found or (values != 0).any():
         digit = (values + half) % (2 * half) - half
         found.append(digit.astype(np.float64))
@@ -69,8 +69,8 @@ def _differences(
     half = 1 << (_DIGIT - 1)
     carry = np.zeros_like(exact[0])
     digits = []
-    for place in exact:
-        total = place + carry
+    for column in exact:
+        total = column + carry
         carry = (total + half) >> _DIGIT
         digits.append(total - (carry << _DIGIT))
     digits.append(carry)
