@@ -231,7 +231,7 @@ def demo(
         progress=progress,
     )
     made = made_by([list(command)] if command else [], seed=seed, threads=_threads())
-    view = from_run(audit, {label: planned}, found, repaired={label: repair}, made=made)
+    view = from_run(audit, {label: planned}, found, made=made)
     report = write_report(out / f"report-{label}.html", view)
     result = Demo(audit, planned, found, view, place, report)
     (out / f"result-{label}.json").write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")

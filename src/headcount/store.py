@@ -176,6 +176,12 @@ def open_run_folder(path: Path, kind: str, inputs: Mapping[str, Any], overwrite:
     return path
 
 
+def run_kind(path: Path) -> str | None:
+    """Which command made a run folder; ``None`` of anything else."""
+    found = _read_marker(Path(path) / MARKER)
+    return found["kind"] if found else None
+
+
 def _is_leftover(file: Path, name: str = "") -> bool:
     """Whether ``write_atomic`` of a killed run left this file, on its way to becoming ``name`` (``""``: any)."""
     return re.fullmatch(rf"\.{re.escape(name) or '.+'}\.[a-z0-9_]{{8}}\.tmp", file.name) is not None

@@ -31,7 +31,7 @@ class Run:
     evaluation: Evaluation
 
     def view(self) -> ReportView:
-        return from_run(self.audit, self.plans, self.evaluation, repaired=dict.fromkeys(self.plans, True), made=MADE)
+        return from_run(self.audit, self.plans, self.evaluation, made=MADE)
 
 
 @cache

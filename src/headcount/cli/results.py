@@ -1,4 +1,4 @@
-"""``evaluate`` and ``demo``: what a smaller model costs and buys, and the whole way from model to report."""
+"""``evaluate``, ``report`` and ``demo``: what a smaller model costs and buys, and the whole way to the page."""
 
 from __future__ import annotations
 
@@ -62,6 +62,34 @@ def evaluate(
     show(*evaluation_tables(found))
 
 
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of an audit, plans and an evaluation, in any order, or one that holds them."),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="The page; report.html beside the last folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show runs as one self-contained page: ranks, spectra, Pareto curve, comparison, samples."""
+    from headcount.report.collect import made_by
+    from headcount.report.folders import from_folders
+    from headcount.report.page import write_report
+    from headcount.store import run_kind
+
+    made = made_by([["headcount", *sys.argv[1:]]])
+    view = from_folders(folders, made=made)
+    parent = folders[-1] if run_kind(folders[-1]) is None else folders[-1].parent
+    page = write_report(out or parent / "report.html", view)
+    if as_json:
+        models = [model.name for model in view.evaluation.models] if view.evaluation else []
+        emit_json({"report": str(page), "plans": [plan.name for plan in view.plans], "models": models})
+        return
+    from headcount.report.terminal import run_summary
+
+    show(*run_summary(view))
+    show(f"Report: {page}")
+
+
 def demo(
     model: Annotated[str, typer.Option("--model", help="A folder, a hub name, a .gguf file, or 'demo'.")] = "demo",
     cache: Annotated[float, typer.Option("--cache", help="Share of the dense cache to keep, in (0, 1].")] = 0.5,
@@ -113,5 +141,5 @@ def demo(
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (evaluate, demo):
+    for command in (evaluate, report, demo):
         app.command()(command)

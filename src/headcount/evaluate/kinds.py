@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from headcount.errors import HeadcountError
 from headcount.evaluate.record import Group
+from headcount.pretrained.origin import Origin
 from headcount.pretrained.texts import CALIBRATED, UNSEEN, Document, block_prefix, cut_blocks, documents, read_file
 
 SELF = "self"
@@ -39,6 +40,21 @@ def group_of(kind: str) -> Group:
     if kind in (*CALIBRATED, SELF):
         return "calibrated"
     return "unseen" if kind in UNSEEN else "other"
+
+
+def regrouped(kinds: Sequence[Windows], origins: Sequence[Origin]) -> list[Windows]:
+    """Kinds grouped by what the trimmed models say they were calibrated on, rather than by the default mixture.
+
+    A default kind that no model saw is unseen; a user's own kind stays "other", since a name says nothing about it.
+    """
+    if not origins:
+        return list(kinds)
+    seen = {kind for origin in origins for kind in origin.calibrated_on}
+    found = []
+    for text in kinds:
+        group: Group = "calibrated" if text.kind in seen else "unseen"
+        found.append(text if text.group == "other" else replace(text, group=group))
+    return found
 
 
 def default_texts() -> dict[str, Sequence[Document]]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from headcount.pretrained.origin import Origin
 from headcount.spec import ModelSpec
 
 RECORD, TIMING = "evaluation.json", "timing.json"
@@ -55,6 +56,8 @@ class ModelRecord(_Record):
     texts: list[QualityRecord]
     sample: str | None
     """Greedy continuation of the prompt."""
+    origin: Origin | None = None
+    """How it was trimmed, where its config says so."""
 
     def text(self, kind: str) -> QualityRecord:
         """The quality on one kind of text."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from headcount.errors import CheckFailedError
 from headcount.evaluate.cache import measure_cache
 from headcount.evaluate.checks import check_ids, check_models
-from headcount.evaluate.kinds import Texts, Windows, cut, default_texts
+from headcount.evaluate.kinds import Texts, Windows, cut, default_texts, regrouped
 from headcount.evaluate.quality import Quality, compare
 from headcount.evaluate.record import (
     RECORD,
@@ -36,6 +36,7 @@ from headcount.evaluate.size import Size, Subject
 from headcount.evaluate.speed import measure_speed
 from headcount.pretrained.families import family_of, read_spec
 from headcount.pretrained.loading import OpenModel, fingerprint
+from headcount.pretrained.origin import origin_of
 from headcount.progress import Progress, silent
 from headcount.store import digest, open_run_folder, read_json, write_json
 
@@ -89,7 +90,9 @@ def evaluate(
     check_models(opened)
     first = opened[0]
     size = None if decode is None else Size.parse(decode)
+    origins = [origin_of(own.model.config) for own in opened]
     kinds = cut(default_texts() if texts is None else texts, first.tokenizer, windows, context, seed)
+    kinds = regrouped(kinds, [origin for origin in origins if origin])
     for text in kinds:
         check_ids(opened, text)
     inputs: dict[str, Any] = {
@@ -142,6 +145,7 @@ def evaluate(
                 cache_bytes_per_token=caches[index].bytes_per_token,
                 texts=[qualities[text.kind][index] for text in kinds],
                 sample=samples[index],
+                origin=origins[index],
             )
             for index, own in enumerate(opened)
         ],

@@ -19,6 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from headcount.pretrained.short_attention import is_short, short_attention
+
 NAME = "headcount_observed"
 
 
@@ -60,6 +62,9 @@ def _attention(
     if observer is not None:
         observer(call)
     causal = attention_mask is None and query.shape[2] > 1 and bool(getattr(module, "is_causal", True))
+    if is_short(call.q, call.k, attention_mask):
+        short = short_attention(call.q, call.k, call.v, attention_mask, causal, scaling)
+        return short.transpose(1, 2).contiguous(), None
     out = F.scaled_dot_product_attention(
         call.q,
         call.k,

@@ -39,7 +39,6 @@ def from_records(
     *,
     audit_timing: AuditTiming | None = None,
     timing: TimingRecord | None = None,
-    repaired: Mapping[str, bool] | None = None,
     made: MadeView | None = None,
 ) -> ReportView:
     """Put the records of audit, plan, trim and evaluate together.
@@ -50,7 +49,6 @@ def from_records(
         evaluation: the dense model first.
         audit_timing: what the audit cost.
         timing: speed and memory of the evaluated models, in the same order.
-        repaired: whether a trimmed model was repaired, by its name; unknown where it is left out.
         made: how it came to be, see ``made_by``.
 
     Raises:
@@ -60,7 +58,7 @@ def from_records(
         >>> view = from_records(audit.record, {"half": plan.record}, found.record)  # doctest: +SKIP
         >>> write_report("report.html", view)                            # doctest: +SKIP
     """
-    plans, repaired = plans or {}, repaired or {}
+    plans = plans or {}
     for name, record in plans.items():
         if record.fingerprint != audit.fingerprint or len(record.layers) != len(audit.layers):
             raise HeadcountError(
@@ -70,6 +68,8 @@ def from_records(
     rotary = "rotated_keys" in audit.layers[0].sides
     shown = {name: display_name(name) for name in plans}
     order = list(plans)
+    origins = {model.name: model.origin for model in evaluation.models if model.origin} if evaluation else {}
+    repaired = {name: origin.repaired for name, origin in origins.items()}
     if evaluation is not None:
         names = [model.name for model in evaluation.models]
         shown |= dict(zip(names, distinct([display_name(name) for name in names]), strict=True))
@@ -92,7 +92,6 @@ def from_run(
     plans: Mapping[str, Plan] | None = None,
     evaluation: Evaluation | None = None,
     *,
-    repaired: Mapping[str, bool] | None = None,
     made: MadeView | None = None,
 ) -> ReportView:
     """``from_records`` for the objects that the verbs return."""
@@ -102,7 +101,6 @@ def from_run(
         evaluation.record if evaluation else None,
         audit_timing=audit.timing,
         timing=evaluation.timing if evaluation else None,
-        repaired=repaired,
         made=made,
     )
 

@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from headcount.errors import HeadcountError
 from headcount.report import words
 from headcount.report.headline import main_model, sentences, tiles, title
 from headcount.report.heads import HEAD_FIELDS, head_maps
@@ -34,13 +35,21 @@ class Cell:
     ratio: str
 
 
+GENERATOR = '<meta name="generator" content="headcount">'
+"""By which a page is known as ours."""
+
+
 def write_report(path: Path | str, view: ReportView) -> Path:
     """Write ``view`` as one self-contained page; returns its path. The file appears complete or not at all.
+
+    Raises ``HeadcountError`` where another program's file lies at ``path``.
 
     >>> write_report("out/report.html", view)          # doctest: +SKIP
     PosixPath('out/report.html')
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() and GENERATOR in _head(path)):
+        raise HeadcountError(f"{path} exists and was not made by headcount", fix="choose another --out")
     write_text(path, render(view))
     return path
 
@@ -88,6 +97,11 @@ def render(view: ReportView) -> str:
         scripts=[Markup(script) for script in scripts],
         policy=policy(scripts),
     )
+
+
+def _head(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(2**12).decode("utf-8", errors="replace")
 
 
 @cache

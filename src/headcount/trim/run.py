@@ -18,6 +18,7 @@ from headcount.errors import CheckFailedError, HeadcountError
 from headcount.plan.make import Plan
 from headcount.pretrained.families import read_spec
 from headcount.pretrained.loading import quiet_transformers
+from headcount.pretrained.origin import Origin, write_origin
 from headcount.progress import Progress, silent
 from headcount.store import digest, open_run_folder, require_space, write_json
 from headcount.trim.build import build, check_model
@@ -61,6 +62,7 @@ def trim(
         >>> smaller = trim(model, plan)            # doctest: +SKIP
     """
     trimmed = build(model, plan)
+    repaired_on = list(tokens) if isinstance(tokens, Mapping) else []
     if repair_output:
         windows = plan.audit.windows if tokens is None else tokens
         ids = torch.cat(list(windows.values())) if isinstance(windows, Mapping) else windows
@@ -68,6 +70,13 @@ def trim(
             place = Path(work or stack.enter_context(tempfile.TemporaryDirectory(prefix="headcount-")))
             dtype = resolve_matmul_dtype(model, matmul_dtype)
             repair(model, trimmed, ids.long(), place, ridge=ridge, dtype=dtype, progress=progress)
+    origin = Origin(
+        calibrated_on=tuple(dict.fromkeys([text.kind for text in plan.audit.record.texts] + repaired_on)),
+        metric=plan.record.metric,
+        allocator=plan.record.allocator,
+        repaired=repair_output,
+    )
+    write_origin(trimmed.config, origin)
     if read_spec(trimmed) != plan.spec:
         raise CheckFailedError("the trimmed model does not have the planned attention")
     for name, tensor in trimmed.state_dict().items():

@@ -1,0 +1,101 @@
+"""From run folders on disk to what a report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headcount.audit.record import Audit
+from headcount.errors import HeadcountError
+from headcount.evaluate.record import ModelRecord
+from headcount.evaluate.result import Evaluation
+from headcount.plan.make import Plan
+from headcount.report.collect import from_run
+from headcount.report.view import MadeView, ReportView
+from headcount.store import run_kind
+
+KINDS = ("audit", "plan", "evaluation")
+"""Run folders that a report reads; others that lie beside them are passed over."""
+
+
+@dataclass
+class _Found:
+    """Run folders by kind; ``named``: those that the user named one by one."""
+
+    audit: list[Path] = field(default_factory=list)
+    plan: list[Path] = field(default_factory=list)
+    evaluation: list[Path] = field(default_factory=list)
+    named: set[Path] = field(default_factory=set)
+
+
+def from_folders(folders: Sequence[Path | str], *, made: MadeView | None = None) -> ReportView:
+    """A report of run folders: of an audit, plans and an evaluation in any order, or of a folder that holds them.
+
+    A plan belongs to the evaluated model that has its ranks, allocator and metric. An audit that is not given is that
+    of the plans.
+
+    Args:
+        folders: as ``audit``, ``plan`` and ``evaluate`` wrote them, or as ``demo`` did (which holds all of them).
+        made: how it came to be, see ``collect.made_by``.
+
+    Raises:
+        HeadcountError: a folder that holds no run, two evaluations or audits to choose from, no audit at all.
+
+    Example:
+        >>> view = from_folders(["headcount-runs/demo"])          # doctest: +SKIP
+        >>> write_report("report.html", view)                     # doctest: +SKIP
+    """
+    found = _sorted([Path(folder) for folder in folders])
+    evaluation = None
+    if found.evaluation:
+        evaluation = Evaluation.open(_one("evaluations", found.evaluation))
+    plans: dict[str, Plan] = {}
+    for path in found.plan:
+        plan = Plan.open(path)
+        models = evaluation.record.models if evaluation else []
+        name = next((model.name for model in models if _is_made_by(model, plan) and model.name not in plans), None)
+        if name or not evaluation or path in found.named:
+            plans[name or path.name] = plan
+    audits = [Audit.open(path) for path in found.audit]
+    wanted = {(plan.record.fingerprint, plan.record.metric) for plan in plans.values()}
+    if plans and not any(path in found.named for path in found.audit):
+        audits = [audit for audit in audits if (audit.record.fingerprint, audit.record.metric) in wanted]
+    if not audits and plans:
+        audits = [next(iter(plans.values())).audit]
+    if not audits:
+        raise HeadcountError("there is no audit to report on", fix="name an audit's folder, or a plan's")
+    _one("audits", [audit.folder or Path() for audit in audits])
+    return from_run(audits[0], plans, evaluation, made=made)
+
+
+def _sorted(folders: Sequence[Path]) -> _Found:
+    found = _Found()
+    for folder in folders:
+        kind = run_kind(folder)
+        if kind in KINDS:
+            found.named.add(folder)
+            inside = [folder]
+        elif kind is not None:
+            raise HeadcountError(f"{folder} was made by {kind!r}", fix="name folders of audit, plan or evaluate")
+        else:
+            inside = sorted(path for path in folder.glob("*") if run_kind(path) in KINDS)
+        if not inside:
+            raise HeadcountError(f"{folder} holds no run of headcount", fix="name folders of audit, plan or evaluate")
+        for path in inside:
+            getattr(found, str(run_kind(path))).append(path)
+    return found
+
+
+def _one(what: str, paths: Sequence[Path]) -> Path:
+    if len(paths) > 1:
+        names = ", ".join(str(path) for path in paths[:4]) + (", ..." if len(paths) > 4 else "")
+        raise HeadcountError(f"there are {len(paths)} {what}: {names}", fix="name the one to report on")
+    return paths[0]
+
+
+def _is_made_by(model: ModelRecord, plan: Plan) -> bool:
+    if model.spec != plan.spec:
+        return False
+    made = model.origin
+    return made is None or (made.allocator, made.metric) == (plan.record.allocator, plan.record.metric)

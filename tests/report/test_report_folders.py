@@ -1,0 +1,86 @@
+"""A report out of run folders: plans find their models, what is ambiguous or no run is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import tiny_model, tiny_tokens
+from report_cases import TEXTS
+
+import headcount
+from headcount.errors import HeadcountError
+from headcount.report.folders import from_folders
+from headcount.report.page import write_report
+from headcount.store import open_run_folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Audits by two metrics, plans with equal ranks from both, and an evaluation of a model of each."""
+    place = tmp_path_factory.mktemp("runs")
+    model = tiny_model("llama")
+    trimmed = []
+    for metric in ("fisher", "whitened"):
+        audit = headcount.audit(
+            model, {"prose": tiny_tokens()}, metric=metric, matmul_dtype="model", name="tiny", out=place / f"a-{metric}"
+        )
+        plan = headcount.plan(audit, cache=0.5, allocator="uniform", out=place / f"p-{metric}")
+        repair = metric == "fisher"
+        made = headcount.trim(model, plan, matmul_dtype="model", repair_output=repair)
+        trimmed.append((f"by {metric}", made, None))
+    models = [("tiny", model, None), *trimmed]
+    headcount.evaluate(models, texts=TEXTS, decode=None, sample_prompt=None, out=place / "e")
+    return place
+
+
+def test_plans_of_equal_ranks_find_the_models_that_they_made(runs: Path) -> None:
+    view = from_folders([runs / "p-whitened", runs / "e", runs / "p-fisher", runs / "a-fisher"])
+    assert [(plan.name, plan.metric, plan.repaired) for plan in view.plans] == [
+        ("by fisher", "fisher", True),
+        ("by whitened", "whitened", False),
+    ]
+    assert view.audit.metric == "fisher"
+    assert view.evaluation and len(view.evaluation.models) == 3
+
+
+def test_kinds_are_grouped_by_what_the_models_saw(runs: Path) -> None:
+    view = from_folders([runs / "a-fisher", runs / "e"])
+    assert view.evaluation
+    assert {kind.name: kind.group for kind in view.evaluation.kinds} == {
+        "prose": "calibrated",
+        "licences": "unseen",
+        "mail": "other",
+    }
+
+
+def test_a_plan_brings_its_audit_and_stands_without_an_evaluation(runs: Path) -> None:
+    view = from_folders([runs / "p-whitened"])
+    assert view.audit.metric == "whitened" and [plan.name for plan in view.plans] == ["p-whitened"]
+    assert view.evaluation is None
+
+
+def test_what_cannot_be_reported_is_named(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(HeadcountError, match=r"there are 2 audits: .*a-fisher, .*a-whitened"):
+        from_folders([runs])
+    with pytest.raises(HeadcountError, match="holds no run"):
+        from_folders([tmp_path])
+    with pytest.raises(HeadcountError, match="no audit"):
+        from_folders([runs / "e"])
+    with pytest.raises(HeadcountError, match="2 evaluations"):
+        from_folders([runs / "e", runs / "e", runs / "a-fisher"])
+    open_run_folder(tmp_path / "m", "trim", {})
+    with pytest.raises(HeadcountError, match="made by 'trim'"):
+        from_folders([tmp_path / "m"])
+
+
+def test_only_our_own_page_is_replaced(runs: Path, tmp_path: Path) -> None:
+    view = from_folders([runs / "p-fisher", runs / "e"])
+    page = write_report(tmp_path / "report.html", view)
+    before = page.read_bytes()
+    assert write_report(page, view).read_bytes() == before
+    foreign = tmp_path / "thesis.html"
+    foreign.write_text("mine")
+    with pytest.raises(HeadcountError, match="was not made by headcount"):
+        write_report(foreign, view)
+    assert foreign.read_text() == "mine"
