@@ -13,6 +13,7 @@ LAYERS = {
     "errors": 0,
     "spec": 0,
     "seeds": 0,
+    "memory": 0,
     "store": 0,
     "progress": 0,
     "verbs": 0,

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from headcount.errors import HeadcountError
-from headcount.evaluate.memory import available_bytes
 from headcount.evaluate.paths import Way, ways_of
+from headcount.memory import available_bytes
 from headcount.spec import ModelSpec
 
 MEMORY_SHARE = 0.8

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from headcount.evaluate.memory import method_for, peak_memory
 from headcount.evaluate.paths import (
     Way,
     attention_for,
@@ -27,6 +26,7 @@ from headcount.evaluate.paths import (
 )
 from headcount.evaluate.record import ModelTiming, TimingRecord, WayRecord
 from headcount.evaluate.size import Size, Subject, fitting_size
+from headcount.memory import method_for, peak_memory
 from headcount.progress import Progress, silent
 from headcount.seeds import torch_generator
 
