@@ -81,13 +81,19 @@ class Bench:
         tensors = problem.tensors()
         problem.run(tensors)
         square = torch.randn(GEMM_SIZE, GEMM_SIZE).to(DTYPES[problem.dtype])
-        calls: list[Callable[[], object]] = [lambda: problem.run(tensors), lambda: square @ square]
-        own, gemm = least_seconds(calls, self.seconds, at_least=5)
+        array = square.numpy()
+        calls: list[Callable[[], object]] = [
+            lambda: problem.run(tensors),
+            lambda: square @ square,
+            lambda: array @ array,
+        ]
+        own, gemm, numpy_gemm = least_seconds(calls, self.seconds, at_least=5)
         rate, gemm_rate = problem.flops() / own, 2 * GEMM_SIZE**3 / gemm
         self.times |= {
             "third order, seconds": own,
             "GFLOP/s": rate / 1e9,
             "matrix product, GFLOP/s": gemm_rate / 1e9,
+            "NumPy's matrix product (its own threads), GFLOP/s": 2 * GEMM_SIZE**3 / numpy_gemm / 1e9,
         }
         self.hold("third order N=512 float32: fraction of the matrix product", rate / gemm_rate, at_least=0.60)
         naive = naive_seconds(problem, tensors, self.seconds)

@@ -3,12 +3,13 @@
     python benchmarks/trimming.py --out headcount-runs/demo [--model demo] [--decode 8x4096]
 
 Resumes: what --out has already is taken from there. One evaluation measures all models on the same windows; speed is
-measured for the dense model and the two repaired models at half the cache only. Prints Markdown.
+measured for the dense model and the two repaired models at half the cache only (--rows speed). Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,7 +31,8 @@ PUBLIC = [
     for cache in (0.5, 0.75)
     for form in ("fast", "small")
 ]
-ROWS = {"repaired": REPAIRED, "allocators": ALLOCATORS, "public": PUBLIC}
+PUBLIC_REPAIRED = [replace(choice, repair=True) for choice in PUBLIC]
+ROWS = {"repaired": REPAIRED, "allocators": ALLOCATORS, "public": PUBLIC, "public-repaired": PUBLIC_REPAIRED}
 
 
 def main() -> None:
@@ -40,26 +42,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("headcount-runs/demo"))
     parser.add_argument("--decode", default="8x4096")
     parser.add_argument("--windows", type=int, default=12, help="windows of each kind of text")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, "speed"], default=[*ROWS, "speed"])
     options = parser.parse_args()
     opened = open_model(options.model)
-    choices = [choice for row in options.rows for choice in ROWS[row]]
+    rows = [row for row in options.rows if row != "speed"]
+    choices = [choice for row in rows for choice in ROWS[row]]
     with progress_bars() as progress:
-        made = [make_trimmed(opened, options.out, choice, progress=progress) for choice in choices]
-        models = [model for _, _, model in made]
-        quality = evaluate(
-            [opened, *models],
-            windows=options.windows,
-            decode=None,
-            sample_prompt=None,
-            out=options.out / f"table-quality-{options.windows}-{'-'.join(options.rows)}",
-            progress=progress,
-        )
-        for choice, (_, planned, _), row in zip(choices, made, summary_json(quality)["models"][1:], strict=True):
-            print(row_text(choice, planned.record.predicted_loss_increase, row), flush=True)
-        speed = evaluate(
-            [opened, *models[:2]], windows=1, decode=options.decode, out=options.out / "table-speed", progress=progress
-        )
+        if choices:
+            made = [make_trimmed(opened, options.out, choice, progress=progress) for choice in choices]
+            quality = evaluate(
+                [opened, *(model for _, _, model in made)],
+                windows=options.windows,
+                decode=None,
+                sample_prompt=None,
+                out=options.out / f"table-quality-{options.windows}-{'-'.join(rows)}",
+                progress=progress,
+            )
+            for choice, (_, planned, _), row in zip(choices, made, summary_json(quality)["models"][1:], strict=True):
+                print(row_text(choice, planned.record.predicted_loss_increase, row), flush=True)
+        if "speed" not in options.rows:
+            return
+        halved = [make_trimmed(opened, options.out, choice, progress=progress)[2] for choice in REPAIRED[:2]]
+        place = options.out / "table-speed"
+        speed = evaluate([opened, *halved], windows=1, decode=options.decode, out=place, progress=progress)
     for model in summary_json(speed)["models"]:
         print(
             f"{model['name']}: decode {model['decode_tokens_per_s']:.1f} tokens/s"

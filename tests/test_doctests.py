@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,13 @@ MODULES = [
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_hold(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize("page", ["bounds", "constructions", "tasks"])
+def test_examples_of_the_pages_hold(page: str) -> None:
+    path = Path(__file__).parent.parent / "docs" / f"{page}.md"
+    result = doctest.testfile(str(path), module_relative=False)
+    assert result.failed == 0 < result.attempted
 
 
 def test_the_lowest_layers_have_examples() -> None:

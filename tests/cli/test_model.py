@@ -75,6 +75,12 @@ def test_the_way_from_audit_to_evaluation(
     assert dense["cache_bytes_per_token"] == 2 * trimmed["cache_bytes_per_token"]
     assert dense["kl"] == 0 and trimmed["kl"] > 0 and set(dense["perplexity"]) >= {"prose", "licences", "letters"}
     assert trimmed["decode_tokens_per_s"] > 0
+    assert trimmed["perplexity_ratio_calibrated"] is None, "nothing was calibrated on the built-in kinds"
+    assert trimmed["perplexity_ratio_unseen"] > 0
+    assert run("report", *(tmp_path / name for name in "ape"), "--json") == 0
+    report = object_of(capsys)
+    assert Path(report["report"]) == tmp_path / "report.html" and len(report["models"]) == 2
+    assert report["plans"] == [report["models"][1]]
 
 
 def test_what_the_whitened_metric_cannot_predict_is_null(

@@ -141,7 +141,7 @@ def run_audit(
             TextRecord(kind=kind, windows=len(part), tokens=part.numel(), digest=digest(part.numpy().tobytes()))
             for kind, part in counted.items()
         ],
-        layers=[_layer_record(moments, spec, index, metric) for index in range(len(spec.layers))],
+        layers=_layer_records(moments, spec, metric, progress),
     )
     timing = _timing(watch, ids.numel(), dtype, model)
     kept = {kind: part.to(torch.int32) for kind, part in windows.items()}
@@ -200,6 +200,17 @@ def resolve_matmul_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | N
         or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     )
     return torch.bfloat16 if model.device.type == "cpu" and native else None
+
+
+def _layer_records(
+    moments: Mapping[str, torch.Tensor], spec: ModelSpec, metric: str, progress: Progress
+) -> list[LayerRecord]:
+    found = []
+    for index in range(len(spec.layers)):
+        progress("spectra", index, len(spec.layers))
+        found.append(_layer_record(moments, spec, index, metric))
+    progress("spectra", len(spec.layers), len(spec.layers))
+    return found
 
 
 def _layer_record(moments: Mapping[str, torch.Tensor], spec: ModelSpec, index: int, metric: str) -> LayerRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Seed = Annotated[int, typer.Option("--seed", help="The one number that all randomness comes from.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Where to write; a folder that headcount owns.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run made from other inputs.")]
+
+
+def offered(*values: str) -> Callable[[str], list[str]]:
+    """What tab completion offers for an option.
+
+    >>> offered("fast", "small")("f")
+    ['fast']
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete
 
 
 def emit_json(value: dict[str, Any]) -> None:

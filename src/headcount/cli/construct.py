@@ -20,7 +20,10 @@ NAMES = ("qsa-certificate", "qsa-polytope", "match2", "match-s", "match3-bigram"
 
 Precision = Annotated[
     str,
-    typer.Option("--precision", help="fp64, fp32, tf32, bf16, fp16, e4m3, e5m2, fixed:p or float:p (p bits)."),
+    typer.Option(
+        "--precision",
+        help="fp64, fp32, tf32, bf16, fp16, e4m3, e5m2, fixed:p, float:p; qsa-polytope: wide:p.",
+    ),
 ]
 Accumulate = Annotated[
     Literal["each", "once"],
@@ -29,7 +32,7 @@ Accumulate = Annotated[
 Count = Annotated[int, typer.Option("--count", help="Sequences to verify on.")]
 Verified = Annotated[
     Literal["uniform", "balanced", "adversarial", "mixed"],
-    typer.Option("--kind", help="How they are drawn; mixed: half uniform, half adversarial."),
+    typer.Option("--kind", help="How they are drawn; mixed: a third of each."),
 ]
 Epsilon = Annotated[float | None, typer.Option("--epsilon", help="Largest error; 1e-3 unless given.")]
 Guarantee = Annotated[
@@ -89,7 +92,7 @@ def _command(name: str) -> None:
         with progress_bars() as progress:
             if "progress" in constructions.options(name):
                 options["progress"] = progress
-            constructions.get_format(precision)  # refuse it before the work
+            constructions.wide_bits(precision)  # refuse it before the work
             built = constructions.build(name, **options)
             _report(built, precision, accumulate, count, kind, seed, save, as_json, start, progress)
 
@@ -137,7 +140,7 @@ def check(
     from headcount import constructions
 
     start = time.perf_counter()
-    constructions.get_format(precision)
+    constructions.wide_bits(precision)  # refuse it before the work
     with progress_bars() as progress:
         loaded = constructions.load(folder)
         _report(loaded, precision, accumulate, count, kind, seed, None, as_json, start, progress)
@@ -219,7 +222,7 @@ def cliff(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Figure: the fewest bits at which each construction verifies, against its size (about 10 minutes)."""
+    """Figure: the fewest bits at which each construction verifies, against its size (about 2 minutes)."""
     from headcount.experiments import cliff as experiment
 
     with progress_bars() as progress:
@@ -250,11 +253,12 @@ def dimensions(
 @construct.command("scan")
 def scan(
     name: Annotated[str, typer.Argument(help="A name of `construct list`.")],
-    precision: Precision,
-    values: Annotated[str, typer.Option("--values", help="Sizes to try, as 31,101,401.")],
     over: Annotated[
-        Literal["tokens", "sparsity", "modulus", "window"], typer.Option("--over", help="Which size varies.")
+        Literal["modulus", "tokens", "sparsity", "window", "bits"],
+        typer.Option("--over", help="Which size varies; bits: the fewest at the size given."),
     ] = "modulus",
+    precision: Precision | None = None,
+    values: Annotated[str | None, typer.Option("--values", help="Sizes to try, as 31,101,401.")] = None,
     tokens: Tokens = None,
     sparsity: Sparsity = None,
     dim: Dim = None,
@@ -266,16 +270,8 @@ def scan(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """The largest size at which a construction still verifies in one precision."""
-    from rich.table import Table
-
-    from headcount.experiments.cliff import largest
-
-    try:
-        sizes = [int(word) for word in values.split(",")]
-    except ValueError:
-        raise HeadcountError(f"values {values!r} are no integers", fix="write them as 31,101,401") from None
-    options = {
+    """The cliff: the largest size that still verifies in one precision, or the fewest bits at one size."""
+    options: dict[str, Any] = {
         "tokens": tokens,
         "sparsity": sparsity,
         "dim": dim,
@@ -285,6 +281,51 @@ def scan(
         "epsilon": epsilon,
     }
     options = {key: value for key, value in options.items() if value is not None}
+    if over == "bits":
+        if precision is not None or values is not None:
+            raise HeadcountError("a scan over bits takes no --precision and no --values", fix="leave them out")
+        _scan_bits(name, options, count, seed, as_json)
+        return
+    if precision is None or values is None:
+        raise HeadcountError(f"a scan over {over} needs a precision and sizes", fix="give --precision and --values")
+    try:
+        sizes = [int(word) for word in values.split(",")]
+    except ValueError:
+        raise HeadcountError(f"values {values!r} are no integers", fix="write them as 31,101,401") from None
+    _scan_sizes(name, precision, over, sizes, options, count, seed, as_json)
+
+
+def _scan_bits(name: str, options: dict[str, Any], count: int, seed: int, as_json: bool) -> None:
+    from headcount import constructions
+    from headcount.experiments.cliff import STYLES, fewest_bits
+
+    if "seed" in constructions.options(name):
+        options["seed"] = seed
+    built = constructions.build(name, **options)
+    fewest = {style: fewest_bits(built, style, count, seed) for style in STYLES}
+    sizes = built.task.parameters()
+    sufficient = built.certificate.bits
+    if as_json:
+        emit_json({"name": name, "over": "bits", "sizes": sizes, "fewest": fewest, "sufficient": sufficient})
+        return
+    found = ", ".join(f"{style}:{bits}" if bits else f"{style}: none up to 53" for style, bits in fewest.items())
+    show(f"{name} verifies from {found} on; {sufficient} significand bits suffice by analysis")
+
+
+def _scan_sizes(
+    name: str,
+    precision: str,
+    over: str,
+    sizes: list[int],
+    options: dict[str, Any],
+    count: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    from rich.table import Table
+
+    from headcount.experiments.cliff import largest
+
     found = largest(name, precision, over, sizes, options, count, seed)
     good = [row["size"] for row in found if row["verified"]]
     bad = [row["size"] for row in found if not row["verified"]]

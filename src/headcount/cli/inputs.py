@@ -45,12 +45,12 @@ def read_inputs(source: str) -> tuple[Inputs, dict[str, Any]]:
     return {"x": _array(source, values)}, {}
 
 
-def sizes_of(name: str, inputs: Inputs) -> dict[str, int]:
-    """The sizes of a task that its inputs show."""
+def sizes_of(inputs: Inputs) -> dict[str, int]:
+    """The sizes of a task that its inputs show, as far as their number of axes is right."""
     if "x" in inputs:
         return {"tokens": inputs["x"].shape[-1]} if inputs["x"].ndim else {}
-    if not {"z", "y"} <= set(inputs) or inputs["z"].ndim < 2 or inputs["y"].ndim < 1:
-        raise HeadcountError(f"{name} needs its inputs by name", fix="give x, or z and y, in a JSON object")
+    if inputs["z"].ndim < 2 or inputs["y"].ndim < 1:
+        raise HeadcountError("z or y has too few axes", fix="give z as rows of vectors, y as sets of tokens")
     tokens, dim = inputs["z"].shape[-2:]
     return {"tokens": tokens, "dim": dim, "sparsity": inputs["y"].shape[-1]}
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headcount.cli.common import Json, Out, Overwrite, Seed, emit_json, progress_bars, show
+from headcount.cli.common import Json, Out, Overwrite, Seed, emit_json, offered, progress_bars, show
 
 Source = Annotated[str, typer.Argument(help="A folder, a hub name (owner/name), a .gguf file, or 'demo'.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ... or auto.")]
@@ -20,12 +20,35 @@ MatmulDtype = Annotated[
     str, typer.Option("--matmul-dtype", help="Matrix products: auto (bfloat16 where native), model, bfloat16.")
 ]
 Metric = Annotated[
-    Any, typer.Option("--metric", parser=str, metavar="METRIC", help="fisher, output (no backward pass) or whitened.")
+    Any,
+    typer.Option(
+        "--metric",
+        parser=str,
+        metavar="METRIC",
+        autocompletion=offered("fisher", "output", "whitened"),
+        help="fisher, output (no backward pass) or whitened.",
+    ),
 ]
 Form = Annotated[
-    Any, typer.Option("--form", parser=str, metavar="FORM", help="fast (keys never rebuilt) or small (better, slower).")
+    Any,
+    typer.Option(
+        "--form",
+        parser=str,
+        metavar="FORM",
+        autocompletion=offered("fast", "small"),
+        help="fast (keys never rebuilt) or small (better, slower).",
+    ),
 ]
-Allocator = Annotated[Any, typer.Option("--allocator", parser=str, metavar="NAME", help="greedy, uniform or per-head.")]
+Allocator = Annotated[
+    Any,
+    typer.Option(
+        "--allocator",
+        parser=str,
+        metavar="NAME",
+        autocompletion=offered("greedy", "uniform", "per-head"),
+        help="greedy, uniform or per-head.",
+    ),
+]
 RUNS = Path("headcount-runs")
 """Where run folders go without --out."""
 
@@ -51,9 +74,7 @@ def default_out(source: str, verb: str) -> Path:
 
 def audit(
     source: Source,
-    metric: Annotated[
-        Any, typer.Option("--metric", parser=str, help="fisher, output (no backward pass) or whitened.")
-    ] = "fisher",
+    metric: Metric = "fisher",
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens that statistics are gathered on.")] = 36_864,
     context: Annotated[int, typer.Option("--context", help="Tokens of a window.")] = 512,
     text: Annotated[
@@ -98,9 +119,7 @@ def audit(
 def plan(
     folder: Annotated[Path, typer.Argument(help="The folder of an audit.")],
     cache: Annotated[float, typer.Option("--cache", help="Share of the dense cache to keep, in (0, 1].")] = 0.5,
-    form: Annotated[
-        Any, typer.Option("--form", parser=str, help="fast (keys never rebuilt) or small (better, slower).")
-    ] = "fast",
+    form: Form = "fast",
     allocator: Allocator = "greedy",
     multiple: Annotated[int, typer.Option("--multiple", help="Ranks are multiples of this.")] = 4,
     out: Out = None,

@@ -24,11 +24,12 @@ def list_operators(as_json: Json = False) -> None:
     from headcount.attention.kernels import build
     from headcount.attention.problem import OPERATORS
 
-    two_paths = ("pairwise", "third_order", "strassen")
     path = "compiled" if build.library() is not None else "torch"
+    paths = {"third_order": path, "strassen": path}
+    if path == "compiled":
+        paths["pairwise"] = "torch; compiled for few queries"
     rows = [
-        {"name": name, "summary": entry.summary, "path": path if name in two_paths else "torch"}
-        for name, entry in OPERATORS.items()
+        {"name": name, "summary": entry.summary, "path": paths.get(name, "torch")} for name, entry in OPERATORS.items()
     ]
     kernels = {
         "path": path,

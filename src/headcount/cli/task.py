@@ -126,9 +126,11 @@ def solve(
     Symbols: a list of integers (one sequence) or of such lists; a text holds one sequence. qSA: a JSON object
     with z and y. The file of `task sample --save` brings its sizes along.
     """
+    from headcount import tasks
     from headcount.cli.inputs import read_inputs, sizes_of
 
     inputs, sizes = read_inputs(source)
+    tasks.task_class(name).check_names(inputs)
     given = {
         "modulus": modulus,
         "order": order,
@@ -138,7 +140,7 @@ def solve(
         "distinct": distinct,
     }
     sizes |= {key: value for key, value in given.items() if value is not None}
-    sizes |= sizes_of(name, inputs)
+    sizes |= sizes_of(inputs)
     chosen = _task(name, **sizes)
     if chosen.parameters().get("modulus", 1) != sizes.get("modulus", 1):
         raise HeadcountError(f"{name} needs the modulus of the residues", fix="give --modulus")

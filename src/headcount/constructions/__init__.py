@@ -6,7 +6,7 @@ precision=)`` runs any torch module in simulated p-bit arithmetic.
 
 from headcount.constructions.base import Construction, ConstructionModule
 from headcount.constructions.certificate import Certificate, Verification
-from headcount.constructions.formats import get_format
+from headcount.constructions.formats import get_format, wide_bits
 from headcount.constructions.registry import build, load, names, options
 from headcount.constructions.simulate import run
 
@@ -21,4 +21,5 @@ __all__ = [
     "names",
     "options",
     "run",
+    "wide_bits",
 ]

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from headcount import store
 from headcount.constructions.certificate import Certificate, Failure, Verification
+from headcount.constructions.formats import wide_bits
 from headcount.constructions.simulate import Accumulate, run
 from headcount.errors import HeadcountError
 from headcount.progress import Progress, silent
@@ -37,6 +39,10 @@ class ConstructionModule(nn.Module):
     @abstractmethod
     def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> ConstructionModule:
         """The module with these settings and tensors."""
+
+    def wide_outputs(self, *arguments: Tensor, bits: int) -> NDArray[np.float64]:
+        """The outputs in more bits than float64 has, where the construction has such a path."""
+        raise HeadcountError(f"precision 'wide:{bits}' is for qsa-polytope only", fix="choose one of at most 53 bits")
 
     def arguments(self, batch: Batch) -> tuple[Tensor, ...]:
         """The arrays of a batch, as ``forward`` takes them (vectors in float64)."""
@@ -69,8 +75,7 @@ class Construction:
         failure: Failure | None = None
         for row in range(len(batch)):
             one = batch[row : row + 1]
-            arguments = self.module.arguments(one)
-            outputs = run(self.module, *arguments, precision=precision, accumulate=accumulate).numpy()
+            outputs = self.outputs(one, precision, accumulate)
             score = self.task.score(outputs, one, epsilon)
             checked, wrong = checked + score.checked, wrong + score.wrong
             max_error = max(max_error, score.max_error)
@@ -87,6 +92,14 @@ class Construction:
             verified=failure is None,
             first_failure=failure,
         )
+
+    def outputs(self, batch: Batch, precision: str, accumulate: Accumulate) -> NDArray[np.float64]:
+        """What the module answers in the asked arithmetic."""
+        arguments = self.module.arguments(batch)
+        bits = wide_bits(precision)
+        if bits is not None:
+            return self.module.wide_outputs(*arguments, bits=bits)
+        return np.asarray(run(self.module, *arguments, precision=precision, accumulate=accumulate).numpy())
 
     def _locate(self, outputs: Any, targets: Any, row: int) -> Failure:
         """The token with the largest error."""

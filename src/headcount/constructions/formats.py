@@ -10,6 +10,8 @@
 | float:p | p | those of float64 | | |
 | fixed:p | two's complement of p bits; one binary point for each tensor | | | saturates |
 
+``wide:p`` (``headcount.constructions.wide``) is no format for tensors: it runs ``qsa-polytope`` on Python's integers.
+
 Rounding is to nearest, ties to even, with gradual underflow. ``fixed:p`` puts the binary point of a tensor
 where its largest magnitude just fits, so it has one scale for each result and no exponents inside it;
 ``float:p`` isolates the effect of the significand. float64 holds every number of every format, and rounding
@@ -106,7 +108,7 @@ def get_format(name: str) -> Format:
     plain = _ALIASES.get(plain, plain)
     if plain in _NAMED:
         return _NAMED[plain]
-    match = re.fullmatch(r"(fixed|float):?-?(\d+)", plain)
+    match = re.fullmatch(r"(fixed|float)[:-]?(\d+)", plain)
     if match is None:
         raise HeadcountError(f"precision {name!r} is unknown", fix=f"choose one of {', '.join(NAMES)}")
     kind, p = match[1], int(match[2])
@@ -115,6 +117,27 @@ def get_format(name: str) -> Format:
     if kind == "fixed":
         return Format(f"fixed:{p}", "fixed", p, p)
     return Format(f"float:{p}", "float", p, None)
+
+
+WIDEST = 4096
+
+
+def wide_bits(name: str) -> int | None:
+    """p of ``wide:p`` (``headcount.constructions.wide``), or ``None`` for a format that float64 holds.
+
+    Raises ``HeadcountError`` where the name is neither.
+
+    >>> wide_bits("wide:200"), wide_bits("fp32")
+    (200, None)
+    """
+    match = re.fullmatch(r"wide:(\d+)", name.strip().lower())
+    if match is None:
+        get_format(name)
+        return None
+    p = int(match[1])
+    if not 2 <= p <= WIDEST:
+        raise HeadcountError(f"precision {name!r} has {p} bits", fix=f"choose p from 2 to {WIDEST}")
+    return p
 
 
 def _round_float(x: Tensor, to: Format) -> Tensor:
@@ -142,7 +165,7 @@ def _round_fixed(x: Tensor, p: int) -> Tensor:
     if not torch.isfinite(largest):
         return torch.full_like(x, math.nan)
     _, exponent = torch.frexp(largest)  # largest < 2^exponent
-    spacing = torch.ldexp(x.new_ones(()), exponent - (p - 1))
+    spacing = torch.ldexp(x.new_ones(()), (exponent - (p - 1)).clamp(min=-1022))
     steps = 2.0 ** (p - 1)
     return (x / spacing).round().clamp(-steps, steps - 1) * spacing
 

@@ -13,7 +13,6 @@ from headcount.constructions.attention import AttentionUnit
 from headcount.constructions.base import Construction, ConstructionModule
 from headcount.constructions.certificate import Certificate
 from headcount.constructions.match_s import check_epsilon
-from headcount.constructions.qsa import sufficient_bits
 from headcount.constructions.qsa_certificate import sign_keys
 from headcount.constructions.separators import ENOUGH, separate
 from headcount.constructions.simulate import TokenMap
@@ -125,10 +124,19 @@ def build_match3_local(
     - values are (cos, sin) of the residue in its slot, so an empty slot is a blank.
 
     The N windows are fixed by the task, all of them are checked, and so every input is covered. A slot times
-    (W+1) must be decoded: residues are 2 sin(pi/M) apart, so the output must be good to sin(pi/M)/(W+1), and
-    depth is chosen for half of it: the mass off the window is at most N/(W+1) exp(-depth) =
-    sin(pi/M)/(4(W+1)), which moves the output by twice that. The other half is for rounding
-    (``sufficient_bits``). The answers are then exact, so ``epsilon`` has nothing to change.
+    W + 1 is decoded rightly while it is off by less than sin(pi/M), and depth leaves a quarter of that: the mass
+    off the window is rho <= N/(W+1) exp(-depth) = sin(pi/M) / (4 (W+1)). The answers are then exact, so
+    ``epsilon`` has nothing to change.
+
+    Rounding (``_sufficient_bits``): a window's token has a slot of its own, so an error of its weight stretches
+    the slot and does not turn it. Logits, exponentials, quotients and the sum of the weights may therefore
+    change the weights by factors up to e^(+-x), x = ln(2)/8: times W + 1, the own slot then has a length of at
+    least 1.834, the others 0.917 to 1.091, and e^x rho at most 0.273 sin(pi/M). Values, their products with
+    weights and the sums over places turn the slot; they may add sin(pi/M)/16 of its length:
+
+        own - off >= 1.834 (15/16) - 0.273 > 1.091 (17/16) + 0.273 >= other + off   (the longest slot is the own),
+        blank <= 0.273 < 1/2 < 0.917 (15/16) - 0.273 <= other - off                 (blanks are told apart),
+        (0.273 + 1.091/16) / 0.917 < 1                                              (residues are decoded).
     """
     task = tasks.get("match3-local", tokens=tokens, modulus=modulus, window=window)
     assert isinstance(task, tasks.Match3Local)
@@ -139,8 +147,8 @@ def build_match3_local(
         raise HeadcountError(
             f"{tokens} windows of {width} tokens are too many", fix="use fewer tokens or a smaller window"
         )
-    needed = math.sin(math.pi / task.residues) / (width + 1)
-    depth = math.log(4 * tokens / (needed * (width + 1)))
+    turn = math.sin(math.pi / task.residues)
+    depth = math.log(4 * tokens / turn)
     keys, queries, gap = _windows(tokens, window, depth, seed, progress)
     k = keys.shape[1]
     terms = float(queries.abs().sum(1).max())
@@ -156,9 +164,21 @@ def build_match3_local(
         gap=gap,
         scale=depth / gap,
         epsilon=epsilon,
-        bits=sufficient_bits(terms, k, tokens + 2 * window, depth, needed),
+        bits=_sufficient_bits(terms, k, tokens + 2 * window, depth, turn),
     )
     return Construction(task, module, certificate)
+
+
+def _sufficient_bits(terms: float, key_dim: int, places: int, depth: float, turn: float) -> int:
+    """Significand bits for which the docstring of ``build_match3_local`` holds, with u = 2^-bits.
+
+    A logit is off by delta <= u ((3 + ceil(log2 k)) terms + depth), as in ``headcount.constructions.qsa``, and a
+    weight by a factor e^(2 delta) of that and 3 + ceil(log2 T) roundings (exponential, the sum over the T
+    places, quotient). Values, products and the tree of the sum are 3 + ceil(log2 T) roundings, too.
+    """
+    tree = 3 + math.ceil(math.log2(places))
+    stretch = 2 * ((3 + math.ceil(math.log2(max(2, key_dim)))) * terms + depth) + tree
+    return math.ceil(math.log2(max(stretch / (math.log(2) / 8), tree * 16 / turn)))
 
 
 def _windows(tokens: int, window: int, depth: float, seed: int, progress: Progress) -> tuple[Tensor, Tensor, float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from headcount import tasks
@@ -45,6 +46,13 @@ class PolytopeModule(QSAModule):
         module = cls(**settings)
         module.queries.keys = tensors["queries.keys"]
         return module
+
+    def wide_outputs(self, *arguments: Tensor, bits: int) -> NDArray[np.float64]:
+        """``headcount.constructions.wide``."""
+        from headcount.constructions.wide import polytope_outputs
+
+        z, y = (argument.numpy() for argument in arguments)
+        return np.stack([polytope_outputs(*row, self.settings["depth"], bits) for row in zip(z, y, strict=True)])
 
 
 def curve_query(sets: Tensor, tokens: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import cast
 
 from headcount.constructions.base import Construction
@@ -15,20 +16,22 @@ MIXED = "mixed"
 
 
 def sampled(built: Construction, kind: str, count: int, seed: int) -> list[Batch]:
-    """``count`` sequences of one kind, or (mixed) half of them uniform and half adversarial.
+    """``count`` sequences of one kind, or (mixed) a third each of uniform, adversarial and balanced ones.
 
-    Where the task has no near misses (one set holds every token) mixed is uniform.
+    Kinds that a task cannot have at its sizes (one set holds every token; too few residues) are left out.
     """
     if count < 1:
         raise HeadcountError(f"count must be at least 1, not {count}", fix="verify on one sequence or more")
     task = built.task
     if kind != MIXED:
         return [task.sample(seed, count, cast(Kind, kind))]  # an unknown kind is refused there
-    sizes = task.parameters()
-    if count == 1 or sizes.get("sparsity") == sizes["tokens"]:
-        return [task.sample(seed, count, "uniform")]
-    near = count // 2
-    return [task.sample(seed, count - near, "uniform"), task.sample(seed, near, "adversarial")]
+    kinds: list[Kind] = ["uniform"]
+    for other in ("adversarial", "balanced"):
+        with contextlib.suppress(HeadcountError):
+            task.sample(seed, 1, other)
+            kinds.append(other)
+    shares = [(kind, (count - place + len(kinds) - 1) // len(kinds)) for place, kind in enumerate(kinds)]
+    return [task.sample(seed, share, kind) for kind, share in shares if share]
 
 
 def verify_kinds(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,8 @@ from headcount.errors import HeadcountError
 from headcount.experiments.figure import BLUE, GREEN, GREY, ORANGE, write_figure
 from headcount.progress import Progress, silent
 
-MOST_BITS = 53
-_CONFIRMED = 3
-"""How many precisions above the cliff must verify, too: near it luck decides."""
+LEAST_BITS, MOST_BITS = 2, 53
+_ABOVE = 3
 
 Style = Literal["float", "fixed"]
 STYLES: tuple[Style, ...] = ("float", "fixed")
@@ -35,8 +34,7 @@ class Curve:
     """The statement of Sanford et al. 2023: a shape, its constant is not known."""
     shape: Callable[[float], float]
     label: str = ""
-    count: int = 8
-    epsilon: Callable[[dict[str, Any]], float] = field(default=lambda options: 1e-3)
+    count: int = 12
 
     def build(self, value: int, seed: int) -> Construction:
         """The construction at one size."""
@@ -78,7 +76,7 @@ CURVES = (
         "p of order log((q/eps) log N) (Theorem 2)",
         lambda n: math.log2(4 / _qsa_epsilon(4) * math.log(n)),
         "qSA, sign keys, q = 4, eps = 1/16",
-        4,
+        6,
     ),
     Curve(
         "qsa-polytope",
@@ -88,32 +86,30 @@ CURVES = (
         "p large enough (Theorem 3); here q log N",
         lambda n: 2 * math.log2(n),
         "qSA, cyclic polytope, q = 2, eps = 1/8",
-        4,
+        6,
     ),
 )
 
 
-def fewest_bits(built: Construction, style: Style, count: int = 8, seed: int = 0) -> int | None:
-    """The smallest p such that ``style``:p and the next ``_CONFIRMED`` precisions verify; ``None`` up to 53.
+def fewest_bits(built: Construction, style: Style, count: int = 12, seed: int = 0) -> int | None:
+    """The smallest p such that ``style``:p and every precision above it, up to those that suffice, verify.
 
-    Bisection, as if verifying were monotone in p; then upwards past any failure just above.
+    Searched downwards from the certificate's sufficient bits (a few more for fixed point, whose small numbers
+    are coarser) to the first failure: near the cliff luck decides, so one success below it says nothing.
+    ``None`` where float64 itself does not verify.
     """
 
     def holds(p: int) -> bool:
-        return p >= MOST_BITS or verify_kinds(built, "mixed", count, seed, f"{style}:{p}").verified
+        precision = "fp64" if p >= MOST_BITS else f"{style}:{p}"
+        return verify_kinds(built, "mixed", count, seed, precision).verified
 
-    low, high = 1, MOST_BITS
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    p = high
-    while p < MOST_BITS:
-        failed = [above for above in range(p + 1, min(p + 1 + _CONFIRMED, MOST_BITS)) if not holds(above)]
-        if not failed:
-            break
-        p = failed[-1] + 1
-    if p >= MOST_BITS:
-        return MOST_BITS if verify_kinds(built, "mixed", count, seed, "fp64").verified else None
+    p = min(MOST_BITS, built.certificate.bits + _ABOVE)
+    while not holds(p):
+        if p == MOST_BITS:
+            return None
+        p = min(MOST_BITS, p + _ABOVE)
+    while p > LEAST_BITS and holds(p - 1):
+        p -= 1
     return p
 
 
@@ -175,8 +171,8 @@ def draw(data: Sequence[dict[str, Any]], folder: Path, name: str = "precision_cl
         sizes = [row["size"] for row in shown]
         for format_name, bits in (("bf16", 8), ("fp16, tf32", 11), ("fp32", 24), ("fp64", 53)):
             axes.axhline(bits, color=GREY, linewidth=0.6, alpha=0.6)
-            axes.text(0.995, bits, format_name, transform=axes.get_yaxis_transform(), fontsize=7, color=GREY,
-                      ha="right", va="bottom")  # fmt: skip
+            axes.text(1.01, bits, format_name, transform=axes.get_yaxis_transform(), fontsize=7, color=GREY,
+                      ha="left", va="center")  # fmt: skip
         axes.plot(sizes, [row["sufficient bits"] for row in shown], color=GREEN, linewidth=1,
                   label="sufficient (rounding analysis)")  # fmt: skip
         for style, colour, marker in (("float", BLUE, "o"), ("fixed", ORANGE, "s")):

@@ -36,7 +36,7 @@ def short_attention(
     dtype; mask boolean (batch or 1, 1, tokens, tokens), True where visible, every token sees itself. Returns
     (batch, n_heads, tokens, e) in bfloat16.
 
-    >>> q = k = v = torch.zeros(1, 1, 2, 4); v[0, 0, 1] = 1.0
+    >>> q, k, v = torch.zeros(3, 1, 1, 2, 4); v[0, 0, 1] = 1.0
     >>> short_attention(q, k, v, None, True, 0.5)[0, 0, :, 0].tolist()
     [0.0, 0.5]
     """

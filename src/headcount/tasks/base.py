@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -87,6 +87,8 @@ class Task(ABC):
     answer: ClassVar[Answer]
     summary: ClassVar[str]
     """One line: what is asked at token i."""
+    input_names: ClassVar[tuple[str, ...]] = ("x",)
+    """The arrays of a batch."""
 
     tokens: int = 64
 
@@ -172,6 +174,15 @@ class Task(ABC):
         """The sizes of this task, by name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
+    @classmethod
+    def check_names(cls, given: Iterable[str]) -> None:
+        """Refuse inputs of other names than ``input_names``."""
+        if set(given) != set(cls.input_names):
+            raise HeadcountError(
+                f"{cls.name} takes the inputs {', '.join(cls.input_names)}, not {', '.join(given) or 'none'}",
+                fix="name the arrays so, in a JSON object",
+            )
+
     # -- what a task fills in -------------------------------------------------------------------------
 
     @abstractmethod
@@ -199,14 +210,10 @@ class Task(ABC):
                 fix=f"give --{name} {smallest} or more",
             )
 
-    def _named(self, inputs: Mapping[str, NDArray[Any]], *names: str) -> list[NDArray[Any]]:
-        """The arrays ``names`` and no others."""
-        if set(inputs) != set(names):
-            raise HeadcountError(
-                f"{self.name} takes the inputs {', '.join(names)}, not {', '.join(inputs) or 'none'}",
-                fix="name the arrays so",
-            )
-        return [np.asarray(inputs[name]) for name in names]
+    def _named(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """The arrays of ``input_names``, in that order."""
+        self.check_names(inputs)
+        return [np.asarray(inputs[name]) for name in self.input_names]
 
     def _symbols(self, name: str, array: NDArray[Any], limit: int) -> NDArray[np.int64]:
         """(count, N) integers in [0, limit), from an array that may lack the first axis."""

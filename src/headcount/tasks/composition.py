@@ -96,7 +96,7 @@ class Composition(Task):
             raise HeadcountError("with 3 tokens there is only one answer", fix="choose 5 tokens or more")
 
     def _check(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        (x,) = self._named(inputs, "x")
+        (x,) = self._named(inputs)
         return {"x": self._symbols("x", x, self.domain)}
 
     def _solve(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:

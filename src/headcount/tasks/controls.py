@@ -27,7 +27,7 @@ class _Bits(Task):
         return {"x": rng.integers(0, 2, (count, self.tokens))}
 
     def _check(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        (x,) = self._named(inputs, "x")
+        (x,) = self._named(inputs)
         return {"x": self._symbols("x", x, 2)}
 
     def _answer(self, ones: NDArray[np.int64]) -> NDArray[np.bool_]:

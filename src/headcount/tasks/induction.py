@@ -92,7 +92,7 @@ class Induction(Task):
         return {"x": x[:count]}
 
     def _check(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        (x,) = self._named(inputs, "x")
+        (x,) = self._named(inputs)
         return {"x": self._symbols("x", x, self.vocabulary)}
 
     def _hop(self, x: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -92,14 +92,20 @@ class Matching(Task):
     def _adversarial(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
         x = rng.integers(0, self.residues, (count, self.tokens))
         for row in x:
-            for token in rng.permutation(self.tokens)[: max(1, self.tokens // (2 * self.arity))]:
+            fixed = np.zeros(self.tokens, dtype=bool)  # tokens of tuples that are planted already
+            planted = 0
+            for token in rng.permutation(self.tokens):
+                if fixed[token] or planted >= max(1, self.tokens // self.arity):
+                    continue
                 miss = (0, 1, 1, -1)[int(rng.integers(0, 4))]
-                others = self.places(rng, int(token))[1:]
-                row[token] = (miss - row[others].sum()) % self.residues
+                places = self.places(rng, int(token))
+                row[token] = (miss - row[places[1:]].sum()) % self.residues
+                fixed[places] = True
+                planted += 1
         return {"x": x}
 
     def _check(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        (x,) = self._named(inputs, "x")
+        (x,) = self._named(inputs)
         return {"x": self._symbols("x", x, self.residues)}
 
     def _solve(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int8]:

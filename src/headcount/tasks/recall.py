@@ -87,7 +87,7 @@ class Recall(Task):
         return x
 
     def _check(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        (x,) = self._named(inputs, "x")
+        (x,) = self._named(inputs)
         return {"x": self._symbols("x", x, self.symbols)}
 
     def _solve(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:

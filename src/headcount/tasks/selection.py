@@ -31,6 +31,7 @@ class SparseSelection(Task):
     name: ClassVar[str] = "sparse-selection"
     answer: ClassVar[Answer] = "vector"
     summary: ClassVar[str] = "the mean of z_j over one set y of q tokens, shared by the sequence"
+    input_names: ClassVar[tuple[str, ...]] = ("z", "y")
 
     sparsity: int = 4
     dim: int = 8
@@ -67,7 +68,7 @@ class SparseSelection(Task):
         return {"z": np.repeat(drawn["z"], 2, axis=0)[:count], "y": y[:count]}
 
     def _check(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        z, y = self._named(inputs, "z", "y")
+        z, y = self._named(inputs)
         z = z[None] if z.ndim == 2 else z
         y = y[None] if y.ndim == 1 else y
         if y.ndim != 2 or y.shape != (len(z), self.sparsity):

@@ -29,9 +29,9 @@ def random_subsets(rng: np.random.Generator, rows: int, n: int, size: int) -> ND
     else:
         for start in range(0, rows, _BLOCK):
             width = min(_BLOCK, rows - start)
-            picks = np.empty((size, width), dtype=np.int64)
+            picks = np.empty((size, width), dtype=np.int32)  # half the memory traffic of int64
             for k, j in enumerate(range(n - size, n)):
-                draw = rng.integers(0, j + 1, width)
+                draw = rng.integers(0, j + 1, width, dtype=np.int32)
                 draw[(picks[:k] == draw).any(axis=0)] = j
                 picks[k] = draw
             result[start : start + width] = picks.T
