@@ -211,3 +211,11 @@ def test_bad_input_is_named(name: str, sizes: dict[str, int], inputs: list[int] 
     with pytest.raises(HeadcountError, match=message):
         task = tasks.get(name, **sizes)
         task.batch(x=inputs)
+
+
+@pytest.mark.parametrize(("tokens", "modulus"), [(1, 5), (5, 2), (8, None), (40, None), (9, 1000), (20, 7)])
+def test_triples_of_many_sequences_at_once(tokens: int, modulus: int | None) -> None:
+    """The solver for batches against the one for single sequences, which is held against brute force above."""
+    task = tasks.get("match3", tokens=tokens, modulus=modulus)
+    batch = task.sample(0, 200)
+    assert np.array_equal(batch.targets, np.stack([task.label(row) for row in batch.inputs["x"]]))

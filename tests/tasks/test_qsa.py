@@ -211,3 +211,16 @@ def test_unbalanceable_sizes_say_which_range_works() -> None:
         task.sample(0, 1, "hard")
     with pytest.raises(HeadcountError, match="count must be at least 1"):
         task.sample(0, 0)
+
+
+def test_many_sequences_at_once_and_one_by_one_are_the_same_bits() -> None:
+    """Long sequences are solved one by one, short ones together; both sum in the same order."""
+    short = tasks.get("qsa", tokens=50, sparsity=5, dim=6)
+    batch = short.sample(0, 300)
+    together = short.solve(batch)
+    for row in (0, 137, 299):
+        z, y = batch.inputs["z"][row].astype(np.float64), batch.inputs["y"][row]
+        total = z[y[:, 0]].copy()
+        for k in range(1, 5):
+            total += z[y[:, k]]
+        assert np.array_equal(together[row], total / 5)

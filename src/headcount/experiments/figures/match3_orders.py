@@ -24,6 +24,8 @@ KINDS: tuple[tuple[str, int, bool], ...] = (
     ("strassen", 1, False),
 )
 """Model, layers, whether there is an MLP."""
+SEEDS = {8: 3, 16: 3, 32: 2, 64: 1}
+"""Of a full run, by N: a run at N = 64 takes as long as ten at N = 8."""
 
 
 def plan(scale: Scale) -> list[RunSpec]:
@@ -33,7 +35,7 @@ def plan(scale: Scale) -> list[RunSpec]:
     found = []
     for tokens in (8, 16) if quick else (8, 16, 32, 64):
         for model, depth, mlp in kinds:
-            for seed in range(1 if quick else 3):
+            for seed in range(1 if quick else SEEDS[tokens]):
                 spec = RunSpec(
                     task="match3",
                     tokens=tokens,
@@ -42,7 +44,7 @@ def plan(scale: Scale) -> list[RunSpec]:
                     mlp=mlp,
                     seed=seed,
                     start_tokens=8 if tokens > 8 else None,
-                    steps=800 if quick else 4000,
+                    steps=800 if quick else 2000 if tokens < 32 else 3000,
                     batch=64 if tokens < 64 else 32,
                     evaluate_every=200,
                     target=0.99,

@@ -27,7 +27,7 @@ SEQUENCES = 64
 
 def plan(scale: Scale) -> list[RunSpec]:
     """The bare unit on 20 tokens, q = 3, weights kept along the way."""
-    steps, seeds = (1500, 2) if scale == "quick" else (3000, 5)
+    steps, seeds = (900, 1) if scale == "quick" else (1500, 3)
     return [
         RunSpec(
             task="qsa", tokens=20, sparsity=3, dim=4, width=64, residual=False, mlp=False, seed=seed, steps=steps,

@@ -30,7 +30,7 @@ def plan(scale: Scale) -> list[RunSpec]:
     if scale == "quick":
         sparsities, widths, seeds, steps = [1, 2, 4], [6, 10, 16, 24, 40, 64], 1, 600
     else:
-        sparsities, widths, seeds, steps = list(range(1, 9)), [6, 8, 12, 16, 24, 32, 48, 64, 96], 3, 1500
+        sparsities, widths, seeds, steps = list(range(1, 9)), [6, 8, 12, 16, 24, 32, 48, 64], 2, 1000
     return [
         RunSpec(
             task="qsa", tokens=TOKENS, sparsity=q, dim=DIM, width=width, residual=False, mlp=False, seed=seed,
