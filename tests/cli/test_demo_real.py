@@ -63,7 +63,8 @@ def test_the_checkpoint_answers_without_headcount(quick: dict[str, Any]) -> None
         "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"place = {quick['model']!r}\n"
         "model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=True)\n"
-        "ids = AutoTokenizer.from_pretrained(place, trust_remote_code=True)('The capital of France is', return_tensors='pt').input_ids\n"
+        "tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=True)\n"
+        "ids = tokenizer('The capital of France is', return_tensors='pt').input_ids\n"
         "print(model.generate(ids, max_new_tokens=8, do_sample=False).tolist()[0])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
