@@ -75,8 +75,26 @@ def default_out(source: str, verb: str) -> Path:
 def audit(
     source: Source,
     metric: Metric = "fisher",
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens that statistics are gathered on.")] = 36_864,
-    context: Annotated[int, typer.Option("--context", help="Tokens of a window.")] = 512,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens",
+            help="Tokens that statistics are gathered on: 36,864; with --saturation 8,192 at each context; "
+            "with --selection two windows.",
+        ),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", help="Tokens of a window: 512; with --selection 256.")
+    ] = None,
+    saturation: Annotated[
+        bool, typer.Option("--saturation", help="Measure instead at which rank of queries and keys heads saturate.")
+    ] = False,
+    contexts: Annotated[
+        str | None, typer.Option("--contexts", help="Of --saturation, ascending: 128,256,512,1024,2048.")
+    ] = None,
+    selection: Annotated[
+        bool, typer.Option("--selection", help="Measure instead how many keys one query can single out.")
+    ] = False,
     text: Annotated[
         list[Path] | None, typer.Option("--text", help="UTF-8 files instead of the built-in kinds.")
     ] = None,
@@ -92,15 +110,25 @@ def audit(
 ) -> None:
     """Measure what a model's attention uses, per layer, side and head."""
     from headcount.audit.record import summary_json
+    from headcount.cli.saturation import check_options, run_saturation, run_selection
     from headcount.pipeline import audit_model
 
+    lengths = check_options(saturation, contexts, selection, context)
     model = opened(source, dtype, device, allow_pickle, trust_remote_code)
+    if saturation or selection:
+        place = out or default_out(source, "saturation" if saturation else "selection")
+        shared = (place, text or (), tokens, seed, matmul_dtype, overwrite, as_json)
+        if saturation:
+            run_saturation(model, lengths, *shared)
+        else:
+            run_selection(model, context or 256, *shared)
+        return
     with progress_bars() as progress:
         found = audit_model(
             model,
             metric=metric,
-            tokens=tokens,
-            context=context,
+            tokens=36_864 if tokens is None else tokens,
+            context=512 if context is None else context,
             texts=text or (),
             out=out or default_out(source, f"audit-{metric}"),
             overwrite=overwrite,

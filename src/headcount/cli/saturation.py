@@ -1,0 +1,95 @@
+"""What ``headcount audit`` does with ``--saturation`` and ``--selection``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headcount.cli.common import emit_json, progress_bars, show
+from headcount.errors import HeadcountError
+
+if TYPE_CHECKING:
+    from headcount.pretrained.loading import OpenModel
+
+CONTEXTS = "128,256,512,1024,2048"
+TOKENS = 8_192
+"""At each context, without --tokens."""
+
+
+def check_options(saturation: bool, contexts: str | None, selection: bool, context: int | None) -> list[int]:
+    """The contexts asked for; options that do not go together are refused before the model is opened."""
+    from headcount.audit.windows import check_contexts, parse_contexts
+
+    if saturation and selection:
+        raise HeadcountError("--saturation and --selection are two measurements", fix="ask for one at a time")
+    if contexts is not None and not saturation:
+        raise HeadcountError("--contexts belongs to --saturation", fix="add --saturation, or use --context")
+    if saturation and context is not None:
+        raise HeadcountError("--context is for one length", fix=f"with --saturation write --contexts {context}")
+    found = parse_contexts(contexts if contexts is not None else CONTEXTS)
+    check_contexts(found)
+    return found
+
+
+def run_saturation(
+    model: OpenModel,
+    contexts: Sequence[int],
+    out: Path,
+    texts: Sequence[Path],
+    tokens: int | None,
+    seed: int,
+    matmul_dtype: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """``headcount audit --saturation``."""
+    from headcount.audit.saturation_record import summary_json
+    from headcount.audit.saturation_run import saturation
+    from headcount.audit.windows import measured_windows
+    from headcount.report.saturation import saturation_tables, write_files
+
+    each = TOKENS if tokens is None else tokens
+    windows = {context: measured_windows(model, context, each, texts, seed) for context in contexts}
+    with progress_bars() as progress:
+        found = saturation(
+            model,
+            windows,
+            out=out,
+            seed=seed,
+            matmul_dtype=matmul_dtype,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    write_files(found)
+    if as_json:
+        emit_json(summary_json(found))
+        return
+    show(*saturation_tables(found))
+
+
+def run_selection(
+    model: OpenModel,
+    context: int,
+    out: Path,
+    texts: Sequence[Path],
+    tokens: int | None,
+    seed: int,
+    matmul_dtype: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """``headcount audit --selection``."""
+    from headcount.audit.selection_run import selection, summary_json
+    from headcount.audit.windows import measured_windows
+    from headcount.report.saturation import selection_tables
+
+    windows = measured_windows(model, context, 2 * context if tokens is None else tokens, texts, seed)
+    with progress_bars() as progress:
+        found = selection(
+            model, windows, out=out, seed=seed, matmul_dtype=matmul_dtype, overwrite=overwrite, progress=progress
+        )
+    if as_json:
+        emit_json(summary_json(found))
+        return
+    show(*selection_tables(found))

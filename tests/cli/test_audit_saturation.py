@@ -1,0 +1,92 @@
+"""``headcount audit --saturation`` and ``--selection`` on a tiny model: JSON keys, files, refusals in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from headcount.cli import main
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog; it was not amused.\n" * 40)
+    return path
+
+
+def test_saturation(tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "audit",
+        tiny_folder,
+        "--saturation",
+        "--contexts",
+        "16,32",
+        "--tokens",
+        "128",
+        "--matmul-dtype",
+        "model",
+    ]
+    command += ["--text", text, "--out", tmp_path / "s"]
+    assert run(*command, "--json") == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 1
+    found = json.loads(captured.out)
+    assert [context["context"] for context in found["contexts"]] == [16, 32]
+    assert {"layer", "rank_0.01", "rank_0.05", "rank_0.1", "logit_range"} == set(found["contexts"][0]["layers"][0])
+    assert {claim["verdict"] for claim in found["claims"]} <= {"holds", "does not hold", "not decided"}
+    assert len(found["claims"]) == 9
+    rows = (tmp_path / "s" / "saturation.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 3 * 4
+    drawn = (tmp_path / "s" / "saturation.svg").read_bytes()
+    assert b"saturation of queries and keys" in drawn
+    assert run(*command) == 0
+    shown = capsys.readouterr().out
+    assert "Saturation ranks" in shown and "unequal beats uniform" in shown and "too few layers" in shown
+    assert (tmp_path / "s" / "saturation.svg").read_bytes() == drawn
+
+
+def test_selection(tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["audit", tiny_folder, "--selection", "--context", "16", "--matmul-dtype", "model"]
+    command += ["--text", text, "--out", tmp_path / "s"]
+    assert run(*command, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["sizes"] == [1, 2, 4, 8] and found["agreed"] == found["checked"] > 0
+    head = found["layers"][0]["heads"][0]
+    assert set(head) == {"query_norm", "dense", "trimmed"}
+    assert run(*command) == 0
+    assert "Selection capacity" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--saturation", "--contexts", "32,16"], "16 follows 32"),
+        (["--saturation", "--contexts", "16,16"], "16 follows 16"),
+        (["--saturation", "--contexts", "16,many"], "no list of contexts"),
+        (["--saturation", "--contexts", "16,256"], "beyond the model's 128 positions"),
+        (["--saturation", "--contexts", "2,16"], "too short"),
+        (["--saturation", "--contexts", "16,32", "--tokens", "40"], "less than two windows of 32"),
+        (["--saturation", "--context", "16"], "--contexts 16"),
+        (["--contexts", "16,32"], "belongs to --saturation"),
+        (["--saturation", "--selection"], "one at a time"),
+        (["--selection", "--context", "4"], "not 4"),
+        (["--selection", "--context", "256"], "beyond the model's 128 positions"),
+    ],
+)
+def test_bad_options(
+    arguments: list[str], says: str, tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "never"
+    assert run("audit", tiny_folder, *arguments, "--text", text, "--out", place) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and says in captured.err
+    assert not place.exists()
