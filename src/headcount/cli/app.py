@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-GROUPS: tuple[str, ...] = ("model", "results", "task", "construct", "bound", "refute", "operator")
+GROUPS: tuple[str, ...] = ("model", "results", "task", "construct", "bound", "refute", "operator", "allocate")
 """Files of this folder that add commands, in the order in which the help lists them."""
 
 app = typer.Typer(
