@@ -18,6 +18,7 @@ GROUPS: tuple[str, ...] = (
     "learn",
     "sweep",
     "figure",
+    "allocate",
 )
 """Files of this folder that add commands, in the order in which the help lists them."""
 
