@@ -81,6 +81,18 @@ def test_a_figure_without_a_finished_run_is_refused(tmp_path: Path) -> None:
         base.make(bad, "quick", tmp_path / "work", tmp_path / "out", workers=1)
 
 
+def test_drawing_from_what_is_finished(tmp_path: Path) -> None:
+    figure = CASES["qsa-samples"]
+    with pytest.raises(HeadcountError, match="no run of qsa-samples is finished"):
+        base.make(figure, "quick", tmp_path / "work", tmp_path / "out", finished_only=True)
+    specs = figure.plan("quick")
+    kept = [spec for spec in specs if spec.model in ("attention", "mlp")]
+    sweep.sweep(kept, tmp_path / "work", workers=1)
+    made = base.make(figure, "quick", tmp_path / "work", tmp_path / "out", finished_only=True)
+    assert made.missing == len(specs) - len(kept) > 0
+    assert {row["model"] for row in made.data} == {"attention", "mlp"}
+
+
 def test_confidence_intervals() -> None:
     """Student's t for 3 values has the factor 4.303."""
     mean, half = base.mean_and_half_width([1.0, 2.0, 6.0])

@@ -26,6 +26,9 @@ def figure(
     work: Annotated[
         Path | None, typer.Option("--work", help="Where the runs are kept (headcount-runs/NAME-SCALE by default).")
     ] = None,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Run nothing; draw from the runs in --work that are finished.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make the runs of a figure, then its CSV, SVG, PNG and verdict (in --out; results by default).
@@ -38,10 +41,13 @@ def figure(
     chosen = registry.get(name)
     folder = work or Path("headcount-runs") / f"{name}-{scale}"
     processors = (os.cpu_count() or 1) if workers < 1 else workers
-    seconds = estimate_seconds(chosen, scale, folder, processors)
-    typer.echo(f"{chosen.title}: at most {seconds / 60:.1f} minutes on {processors} processors", err=True)
+    seconds = 0.0 if finished else estimate_seconds(chosen, scale, folder, processors)
+    if not finished:
+        typer.echo(f"{chosen.title}: at most {seconds / 60:.1f} minutes on {processors} processors", err=True)
     with progress_bars() as progress:
-        made = make(chosen, scale, folder, out or Path("results"), workers=workers, progress=progress)
+        made = make(
+            chosen, scale, folder, out or Path("results"), workers=workers, finished_only=finished, progress=progress
+        )
     if as_json:
         emit_json(
             {
@@ -50,12 +56,15 @@ def figure(
                 "estimated_seconds": seconds,
                 "verdict": made.verdict,
                 "failed_runs": made.failed,
+                "missing_runs": made.missing,
                 "files": {suffix: str(path) for suffix, path in made.files.items()},
                 "rows": made.data,
             }
         )
         return
     show(made.verdict)
+    if made.missing:
+        show(f"{made.missing} runs are not finished and are left out")
     if made.failed:
         show(f"{made.failed} runs failed and are left out; the same command tries them again")
     show(f"written to {', '.join(str(path) for path in made.files.values())}")

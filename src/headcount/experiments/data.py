@@ -15,7 +15,7 @@ from headcount.seeds import derive, numpy_generator
 from headcount.tasks import Kind, Task
 from headcount.tasks.dataset import as_tensors
 
-BLOCK = 2048
+BLOCK = 512
 """Sequences that are drawn at once, to spread the cost of a call."""
 
 

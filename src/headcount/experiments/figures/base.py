@@ -49,14 +49,32 @@ class Made:
     verdict: str
     files: Mapping[str, Path]
     failed: int
+    missing: int
 
 
 def make(
-    figure: LabFigure, scale: Scale, work: Path, out: Path, *, workers: int = -1, progress: Progress = silent
+    figure: LabFigure,
+    scale: Scale,
+    work: Path,
+    out: Path,
+    *,
+    workers: int = -1,
+    finished_only: bool = False,
+    progress: Progress = silent,
 ) -> Made:
-    """Run what is missing in ``work``, then write the figure and its verdict to ``out``."""
-    rows = sweep.sweep(figure.plan(scale), work, workers=workers, keep=figure.keep, progress=progress)
+    """Run what is missing in ``work``, then write the figure and its verdict to ``out``.
+
+    finished_only: run nothing, and draw from the runs of the plan that are there; how many are missing is
+    counted.
+    """
+    specs = figure.plan(scale)
+    if finished_only:
+        rows = [row for spec in specs if (row := sweep.read_row(work, spec)) is not None]
+    else:
+        rows = sweep.sweep(specs, work, workers=workers, keep=figure.keep, progress=progress)
     good = [row for row in rows if row.error is None]
+    if not rows:
+        raise HeadcountError(f"no run of {figure.name} is finished in {work}", fix="leave out --finished")
     if not good:
         raise HeadcountError(f"all runs of {figure.name} failed: {rows[0].error}", fix="run it again")
     data = figure.data(good, work)
@@ -64,7 +82,7 @@ def make(
     files = dict(figure.draw(data, out))
     files["txt"] = out / f"{figure.name}.txt"
     store.write_text(files["txt"], verdict + "\n")
-    return Made(data, verdict, files, len(rows) - len(good))
+    return Made(data, verdict, files, len(rows) - len(good), len(specs) - len(rows))
 
 
 def estimate_seconds(figure: LabFigure, scale: Scale, work: Path, workers: int) -> float:
