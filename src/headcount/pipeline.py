@@ -204,7 +204,7 @@ def demo(
     from headcount.report.collect import from_run, made_by
     from headcount.report.page import write_report
 
-    label = f"{form}-{allocator}-{cache:g}-{metric}" + ("" if repair else "-unrepaired")
+    label = Choice(cache, form, allocator, metric, repair).label
     audit = audit_model(
         opened,
         metric=metric,

@@ -105,6 +105,7 @@ def test_hypotheses_are_checked_against_epsilon(id: str, limit: float) -> None:
     below = bound.evaluate(tokens=16, sparsity=4, precision_bits=8, epsilon=limit * 0.999)
     at = bound.evaluate(tokens=16, sparsity=4, precision_bits=8, epsilon=limit)
     assert below.value is not None
+    assert below.value == bound.evaluate(tokens=16, sparsity=4, precision_bits=8).value
     assert at.value is None and "epsilon <" in str(at.why_not)
 
 

@@ -30,7 +30,7 @@ class QueryMap(TokenMap):
 
     def separators(self, sets: Tensor) -> tuple[Tensor, Tensor]:
         """w and gap for each set."""
-        raise NotImplementedError
+        raise NotImplementedError  # nn.Module is no ABC: without this a bare class would answer None
 
     def map(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """y (batch, N, q) to queries (batch, N, k)."""

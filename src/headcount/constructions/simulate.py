@@ -187,7 +187,7 @@ class TokenMap(nn.Module):
 
     def map(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The map itself."""
-        raise NotImplementedError
+        raise NotImplementedError  # nn.Module is no ABC: without this a bare class would answer None
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """``map``, rounded once where arithmetic is simulated."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,8 +31,9 @@ class _Bits(Task):
         (x,) = self._named(inputs)
         return {"x": self._symbols("x", x, 2)}
 
+    @abstractmethod
     def _answer(self, ones: NDArray[np.int64]) -> NDArray[np.bool_]:
-        raise NotImplementedError
+        """The answer of each sequence from its number of ones."""
 
     def _solve(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int8]:
         answer = self._answer(inputs["x"].sum(axis=1)).astype(np.int8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -79,9 +80,9 @@ class Matching(Task):
         tuples = self.tokens ** (self.arity - 1) / math.factorial(self.arity - 1)
         return min(MODULUS_LIMIT, round(tuples / math.log(2)))
 
+    @abstractmethod
     def label(self, x: NDArray[np.int64]) -> NDArray[np.bool_]:
         """The answers of one sequence, (N,)."""
-        raise NotImplementedError
 
     def _uniform(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
         return {"x": rng.integers(0, self.residues, (count, self.tokens))}
