@@ -15,6 +15,7 @@ from headcount.experiments.train import train
 RECIPES = (
     {"task": "qsa", "tokens": 20, "sparsity": 3, "dim": 4, "model": "attention"},
     {"task": "qsa", "tokens": 20, "sparsity": 3, "dim": 4, "model": "lstm"},
+    {"task": "qsa", "tokens": 20, "sparsity": 3, "dim": 4, "model": "mlp"},
     {"task": "match3", "tokens": 8, "model": "attention"},
     {"task": "match3", "tokens": 8, "model": "third-order"},
 )

@@ -15,8 +15,10 @@ from headcount.seeds import derive, numpy_generator
 from headcount.tasks import Kind, Task
 from headcount.tasks.dataset import as_tensors
 
-BLOCK = 512
-"""Sequences that are drawn at once, to spread the cost of a call."""
+BLOCK = 40_960
+"""Tokens that are drawn at once: enough to spread the cost of a call, few enough to stay small at any length."""
+FIXED = 512
+"""Sequences of a fixed training set that are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Source:
 
     def _fresh(self, step: int) -> Portion:
         stage, size = self.stage(step), self.spec.batch
-        per_block = max(1, BLOCK // size)
+        per_block = max(1, BLOCK // (size * self.stages[stage].tokens))
         key = stage, step // per_block
         if self._held is None or self._held[0] != key:
             seed = derive(self.spec.seed, "train", self.stages[stage].tokens, key[1])
@@ -86,9 +88,9 @@ class Source:
         if self._fixed is None:
             blocks = [
                 draw(
-                    self.spec.problem, derive(self.spec.seed, "fixed", b), min(BLOCK, count - b * BLOCK), self.spec.kind
+                    self.spec.problem, derive(self.spec.seed, "fixed", b), min(FIXED, count - b * FIXED), self.spec.kind
                 )
-                for b in range(-(-count // BLOCK))
+                for b in range(-(-count // FIXED))
             ]
             inputs, targets = (torch.cat([getattr(b, name) for b in blocks]) for name in ("inputs", "targets"))
             self._fixed = Portion(self.spec.problem, inputs, targets)

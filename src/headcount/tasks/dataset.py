@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -50,6 +51,9 @@ class TaskDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 def as_tensors(task: Task, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch as (inputs, targets) in the types that models train on."""
-    inputs = torch.from_numpy(task.model_input(batch).copy())
+    given = task.model_input(batch)
+    if any(np.may_share_memory(given, own) for own in batch.inputs.values()):
+        given = given.copy()  # a batch is read-only, a tensor is not
+    inputs = torch.from_numpy(given)
     dtype = torch.int64 if task.answer == "class" else torch.float32
     return inputs, torch.from_numpy(batch.targets).to(dtype)
