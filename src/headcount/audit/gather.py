@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 from headcount.audit.heads import STRIDE, HeadStatistics, attention_rows
 from headcount.audit.moments import LayerMoments
 from headcount.audit.passes import LocalGradients, fisher_batch, mixed_precision
-from headcount.pretrained.capture import AttentionCall, observed_attention
+from headcount.audit.stream import Walk
+from headcount.pretrained.capture import AttentionCall
 from headcount.pretrained.families import Family, attention_of, family_of, layers_of, projections_of
-from headcount.pretrained.layerwise import LayerCall, StreamFile, batches_of, layer_calls, run_layer
+from headcount.pretrained.layerwise import batches_of
 from headcount.progress import Progress
 from headcount.seeds import torch_generator
 from headcount.spec import ModelSpec
@@ -76,12 +77,11 @@ def _batches(ids: torch.Tensor) -> list[slice]:
 
 
 @torch.no_grad()
-def _plain(model: PreTrainedModel, ids: torch.Tensor, dtype: torch.dtype | None, watch: Stopwatch, index: int) -> None:
-    """Now and then, time what the audit is compared with."""
-    if index % PLAIN_EVERY == 0:
-        options = {"use_cache": False} if family_of(model.config).causal else {}
-        with mixed_precision(ids.device, dtype), watch.time("plain", ids.numel()):
-            model(ids, **options)
+def _plain(model: PreTrainedModel, ids: torch.Tensor, dtype: torch.dtype | None, watch: Stopwatch) -> None:
+    """Time what the audit is compared with."""
+    options = {"use_cache": False} if family_of(model.config).causal else {}
+    with mixed_precision(ids.device, dtype), watch.time("plain", ids.numel()):
+        model(ids, **options)
 
 
 def gather_fisher(
@@ -122,7 +122,8 @@ def gather_fisher(
         generator = torch_generator(seed, "labels", index, device=model.device)
         with watch.time("audit", batch.numel()):
             fisher_batch(model, attentions, batch, generator, gather, dtype)
-        _plain(model, batch, dtype, watch, index)
+        if index % PLAIN_EVERY == 0:
+            _plain(model, batch, dtype, watch)
         if time.monotonic() - written > CHECKPOINT_SECONDS:
             write_tensors(checkpoint, _together(sums) | {"next": torch.tensor(index + 1)})
             written = time.monotonic()
@@ -148,53 +149,28 @@ def gather_layerwise(
     progress: Progress,
 ) -> dict[str, torch.Tensor]:
     """Layer by layer; finished layers' sums and the stream between layers lie in the work folder."""
-    work = folder / "work"
-    work.mkdir(exist_ok=True)
-    batches = _batches(ids)
-    layers = layers_of(model, family)
-    shape = (len(ids), ids.shape[1], model.config.hidden_size)
-    streams = [StreamFile(work / f"stream-{turn}.bin", shape, model.dtype) for turn in (0, 1)]
-    done = sorted(int(file.stem.split("-")[1]) for file in work.glob("layer-*.safetensors"))
-    first = len(done)
-    attentions = [attention_of(layer, family) for layer in layers]
-
-    def nothing(call: AttentionCall) -> None:
-        pass
-
-    calls: dict[int, list[LayerCall]] = {}
-    with mixed_precision(model.device, dtype), observed_attention(model, attentions, nothing):
-        for rows in batches:
-            size = rows.stop - rows.start
-            if first == 0 or size not in calls:
-                with watch.time("audit", 0):
-                    stream, calls[size] = layer_calls(model, family, ids[rows].to(model.device))
-                    if first == 0:
-                        streams[0].write(rows, stream)
-    for index, rows in enumerate(batches):
-        _plain(model, ids[rows].to(model.device), dtype, watch, index)
-    for index in range(first, len(layers)):
+    walk = Walk(model, ids, folder / "work", BATCH_TOKENS, dtype)
+    with watch.time("audit", 0):
+        walk.enter()
+    every = len(walk.batches)
+    plain = {number * len(walk.layers) // every: number for number in range(0, every, PLAIN_EVERY)}
+    for index in range(walk.first, len(walk.layers)):
         own = LayerSums(spec, index)
-        output_matrix = projections_of(layers[index], family, model.config).o
+        output_matrix = projections_of(walk.layers[index], family, model.config).o
         gradients = LocalGradients(output_matrix, seed, index) if metric == "output" else None
-        current, following = streams[index % 2], streams[(index + 1) % 2]
-        for number, rows in enumerate(batches):
-            progress("audit", index * len(batches) + number, len(layers) * len(batches))
 
-            with (
-                watch.time("audit", 0),
-                mixed_precision(model.device, dtype),
-                observed_attention(model, attentions[index : index + 1], partial(_add_local, own, gradients, number)),
-            ):
-                stream = current.read(rows, model.device)
-                own.stream_energy += stream.double().square().sum().cpu()
-                following.write(rows, run_layer(layers[index], stream, calls[rows.stop - rows.start][index]))
-        write_tensors(work / f"layer-{index:04d}.safetensors", own.tensors())
-    watch.audit_tokens += ids.numel() if first == 0 else 0
-    progress("audit", len(layers) * len(batches), len(layers) * len(batches))
-    together: dict[str, torch.Tensor] = {}
-    for index in range(len(layers)):
-        together |= read_tensors(work / f"layer-{index:04d}.safetensors")
-    return together
+        def entering(number: int, stream: torch.Tensor, own: LayerSums = own, index: int = index) -> None:
+            progress("audit", index * every + number, len(walk.layers) * every)
+            own.stream_energy += stream.double().square().sum().cpu()
+
+        with watch.time("audit", 0):
+            walk.layer(index, partial(_add_local, own, gradients), entering)
+        walk.keep(index, own.tensors())
+        if index in plain:  # spread over the run, so that a machine that slows down slows both
+            _plain(model, ids[walk.batches[plain[index]]].to(model.device), dtype, watch)
+    watch.audit_tokens += ids.numel() if walk.first == 0 else 0
+    progress("audit", len(walk.layers) * every, len(walk.layers) * every)
+    return {name: tensor for found in walk.found() for name, tensor in found.items()}
 
 
 def _add_local(own: LayerSums, gradients: LocalGradients | None, batch: int, call: AttentionCall) -> None:

@@ -24,6 +24,9 @@ from headcount.pretrained.capture import AttentionCall, rotation_gain, unrotate
 SIDES = ("keys", "rotated_keys", "values")
 """``keys`` before the rotary embedding, ``rotated_keys`` after it, ``values``."""
 
+STRIP = 96
+"""Columns of a strip of ``gram``: wide enough for the matrix product's full speed."""
+
 _FIELDS = ("count", "weight", "mean", "weighted_mean", "C", "weighted_C", "weighted_G")
 
 
@@ -49,18 +52,19 @@ class SideMoments:
 
     def add(self, x: torch.Tensor, g: torch.Tensor | None) -> None:
         """Add rows: x and g (tokens, D), any float dtype, any device."""
-        x = x.double()
+        x = x.to(torch.float64, copy=True)  # scaled in place below: new memory costs as much as the products
         self._add("count", torch.tensor(float(len(x)), dtype=torch.float64))
         self._add("mean", x.sum(0))
-        self._add("C", x.T @ x)
+        self._add("C", gram(x))
         if g is None:
             return
-        g = g.double()
-        w = g.square().sum(1)
+        g = g.to(torch.float64, copy=True)
+        x_length, g_length = (torch.linalg.vector_norm(rows, dim=1) for rows in (x, g))
+        w = g_length.square()
         self._add("weight", w.sum())
         self._add("weighted_mean", w @ x)
-        self._add("weighted_C", (x * w[:, None]).T @ x)
-        self._add("weighted_G", (g * x.square().sum(1, keepdim=True)).T @ g)
+        self._add("weighted_C", gram(x.mul_(g_length[:, None])))
+        self._add("weighted_G", gram(g.mul_(x_length[:, None])))
 
     def _add(self, name: str, value: torch.Tensor) -> None:
         self.sums[name] += value.cpu()
@@ -69,6 +73,16 @@ class SideMoments:
     def tokens(self) -> float:
         """Rows added."""
         return float(self.sums["count"])
+
+
+def gram(x: torch.Tensor) -> torch.Tensor:
+    """X' X of X (rows, D): symmetric, so only strips on and right of the diagonal are multiplied."""
+    found = x.new_empty(x.shape[1], x.shape[1])
+    for start in range(0, x.shape[1], STRIP):
+        strip = x[:, start : start + STRIP].T @ x[:, start:]
+        found[start : start + STRIP, start:] = strip
+        found[start + STRIP :, start : start + STRIP] = strip[:, STRIP:].T
+    return found
 
 
 def stack_heads(x: torch.Tensor) -> torch.Tensor:

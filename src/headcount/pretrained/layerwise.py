@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from headcount.errors import HeadcountError
@@ -71,9 +72,14 @@ def layer_calls(model: PreTrainedModel, family: Family, ids: torch.Tensor) -> tu
     return stream, [stand_in.call for stand_in in stand_ins]
 
 
-def run_layer(layer: nn.Module, stream: torch.Tensor, call: LayerCall) -> torch.Tensor:
-    """One layer on one batch of the stream."""
-    out = layer(stream, *call.args, **call.kwargs)
+def run_layer(
+    layer: nn.Module, stream: torch.Tensor, call: LayerCall, weights: Mapping[str, torch.Tensor] | None = None
+) -> torch.Tensor:
+    """One layer on one batch of the stream, with other ``weights`` in the place of its own where they are given."""
+    if weights:
+        out = functional_call(layer, dict(weights), (stream, *call.args), call.kwargs)
+    else:
+        out = layer(stream, *call.args, **call.kwargs)
     return out[0] if isinstance(out, tuple) else out
 
 

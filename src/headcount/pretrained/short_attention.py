@@ -1,8 +1,8 @@
 """Softmax attention over short contexts by plain matrix products, with its backward written out.
 
-In bfloat16 on a CPU it takes about half the time of torch's fused attention, forward and backward together (LOG.md,
-2026-11-22), and keeps the weights p for the backward instead of making them again: tokens x tokens numbers a head,
-hence only for short contexts. Everywhere else the fused one is better.
+Queries go in blocks of ``BLOCK`` that see only the keys up to their last one. In bfloat16 on a CPU that takes about
+half the time of torch's fused attention (LOG.md, 2026-11-22). The weights p are kept for the backward instead of being
+made again: tokens x tokens / 2 numbers a head, hence only for short contexts.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import torch
 
 LONGEST = 1024
 """Tokens up to which the weights are kept: 2 MiB a head and window at most."""
+BLOCK = 128
+"""Queries of a block: few enough that scores stay in the cache, enough for matrix products at full speed."""
 
 
 def is_short(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None) -> bool:
-    """Whether ``short_attention`` is the better way for this call: gradients, on a CPU, in bfloat16, no padding.
+    """Whether ``short_attention`` is the better way for this call: on a CPU, in bfloat16, no padding.
 
     With autocast what counts is the dtype that products are made in.
     """
-    if q.device.type != "cpu" or not torch.is_grad_enabled() or not (q.requires_grad or k.requires_grad):
+    if q.device.type != "cpu":
         return False
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
     own = mask is None or (mask.dtype == torch.bool and bool(mask.diagonal(dim1=-2, dim2=-1).all()))
@@ -41,20 +43,22 @@ def short_attention(
     [0.0, 0.5]
     """
     batch, n_heads, tokens, _ = q.shape
-    groups = n_heads // k.shape[1]
-    visible = mask
-    if mask is None and causal:
-        visible = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
-    bias = torch.zeros(1, dtype=torch.bfloat16, device=q.device)
-    if visible is not None:
-        bias = torch.zeros(visible.shape, dtype=torch.bfloat16, device=q.device).masked_fill_(~visible, -torch.inf)
-        # Heads of a group lie below each other: (batch * n_kv_heads, groups * tokens, tokens).
-        bias = bias.reshape(-1, tokens, tokens).repeat(1, groups, 1)
+    pairs, groups = batch * k.shape[1], n_heads // k.shape[1]
+    bias = None
+    if mask is not None:
+        hidden = mask[:, 0].logical_not()
+        bias = torch.zeros(hidden.shape, dtype=torch.bfloat16, device=q.device).masked_fill_(hidden, -torch.inf)
         if len(bias) > 1:
             bias = bias.repeat_interleave(k.shape[1], dim=0)
-    flat = [part.bfloat16().reshape(batch * k.shape[1], -1, part.shape[-1]) for part in (q, k, v)]
-    out = cast(torch.Tensor, _ShortAttention.apply(*flat, bias, scaling))
+    flat = q.bfloat16().reshape(pairs, groups, tokens, -1), *(x.bfloat16().reshape(pairs, tokens, -1) for x in (k, v))
+    out = cast(torch.Tensor, _ShortAttention.apply(*flat, bias, causal and mask is None, scaling))
     return out.view(batch, n_heads, tokens, v.shape[-1])
+
+
+def _blocks(tokens: int, causal: bool) -> list[tuple[slice, slice]]:
+    """(queries, the keys that they may see), block after block."""
+    rows = [slice(start, min(start + BLOCK, tokens)) for start in range(0, tokens, BLOCK)]
+    return [(own, slice(0, own.stop if causal else tokens)) for own in rows]
 
 
 class _ShortAttention(torch.autograd.Function):
@@ -64,19 +68,41 @@ class _ShortAttention(torch.autograd.Function):
     @staticmethod
     @torch.autocast("cpu", enabled=False)
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
-        size = (len(q), q.shape[1], k.shape[1])
-        p = torch.baddbmm(bias.expand(size), q, k.transpose(1, 2), alpha=scaling).softmax(-1)
-        ctx.save_for_backward(q, k, v, p)
-        ctx.scaling = scaling
-        return p @ v
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, causal: bool,
+        scaling: float,
+    ) -> torch.Tensor:  # fmt: skip
+        pairs, groups, tokens, _ = q.shape
+        out = q.new_empty(pairs, groups, tokens, v.shape[-1])
+        kept = []
+        later = q.new_full((BLOCK, BLOCK), -torch.inf).triu_(1)
+        for rows, seen in _blocks(tokens, causal):
+            scores = torch.bmm(q[:, :, rows].flatten(1, 2), k[:, seen].transpose(1, 2)).mul_(scaling)
+            if causal:  # the heads of a group lie below each other
+                own = rows.stop - rows.start
+                scores[..., rows] += later[:own, :own].repeat(groups, 1)
+            elif bias is not None:
+                scores += bias[:, rows].repeat(1, groups, 1)
+            p = scores.softmax(-1)
+            out[:, :, rows] = (p @ v[:, seen]).unflatten(1, (groups, -1))
+            if any(ctx.needs_input_grad):
+                kept.append(p)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.causal, ctx.scaling = causal, scaling
+        return out
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, p = ctx.saved_tensors
-        (u,) = upstream
-        dv = p.transpose(1, 2) @ u
-        ds = torch.ops.aten._softmax_backward_data(u @ v.transpose(1, 2), p, -1, p.dtype).mul_(ctx.scaling)
-        return ds @ k, ds.transpose(1, 2) @ q, dv, None, None
+        q, k, v, *kept = ctx.saved_tensors
+        groups = q.shape[1]
+        dq = torch.empty_like(q)
+        # Over the blocks sums are float32: bfloat16 would lose what later blocks add.
+        dk, dv = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
+        for p, (rows, seen) in zip(kept, _blocks(q.shape[2], ctx.causal), strict=True):
+            u, own = upstream[0][:, :, rows].flatten(1, 2), q[:, :, rows].flatten(1, 2)
+            dv[:, seen] += p.transpose(1, 2) @ u
+            ds = torch.ops.aten._softmax_backward_data(u @ v[:, seen].transpose(1, 2), p, -1, p.dtype)
+            ds.mul_(ctx.scaling)
+            dq[:, :, rows] = (ds @ k[:, seen]).unflatten(1, (groups, -1))
+            dk[:, seen] += ds.transpose(1, 2) @ own
+        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
