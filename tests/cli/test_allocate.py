@@ -141,7 +141,7 @@ def test_decay_is_fitted(capsys: pytest.CaptureFixture[str]) -> None:
     got = answer(capsys, "kernels", "--position", "alibi", "--decay")
     assert [row["lag"] for row in got["decay"]][:2] == [1, 2]
     first = got["decay"][0]
-    assert first["heads"][0] == 2 and first["rate_misfit"] < first["power_misfit"]
+    assert first["heads"][0] == 2 and first["power_misfit"] < first["rate_misfit"]
     assert first["growth"] > first["bound_growth"] > 1
     # No row of it is invented: learned positions have no decay to fit.
     code, out, _ = run(capsys, "kernels", "--position", "learned", "--decay")

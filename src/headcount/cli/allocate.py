@@ -67,9 +67,9 @@ def allocate(
     content = random_spectra(len(asked), width, seed) if spectra is None else read_spectra(spectra, len(asked), layer)
     found = solver.allocate(asked, budget, rows, content)
     if figure is not None:
-        from headcount.experiments import position
+        from headcount.experiments import position as drawings
 
-        position.draw_sizes(position.size_rows(asked, budget, content), figure)
+        drawings.draw_sizes(drawings.size_rows(asked, budget, content), figure)
     if as_json:
         emit_json(found.as_json() | {"position": position, "budget": budget, "limit": limit})
         return
@@ -143,12 +143,16 @@ def kernels(
 def _show_errors(found: Any, lags: list[int]) -> None:
     from rich.table import Table
 
-    shown = (1, 2, 3, 4, 5, 6, 8, 12, 16, 32)
-    table = Table("lag", *(f"H = {heads}" for heads in shown), "proved below, H = 32")
+    shown = (1, 2, 3, 4, 6)
+
+    def short(value: float) -> str:
+        return f"{value:.3g}" if value == 0 or value >= 1e-6 else "<1e-6"
+
+    table = Table("lag", "1 head", *(f"{heads}" for heads in shown[1:]), "32", "at least")
     for lag in lags:
         row = found.errors(lag)
-        table.add_row(str(lag), *(f"{row[heads - 1]:.4g}" for heads in shown), f"{found.lower(lag)[-1]:.4g}")
-    show(table)
+        table.add_row(str(lag), *(short(row[heads - 1]) for heads in (*shown, 32)), short(found.lower(lag)[-1]))
+    show(table, "at least: what is proved for 32 heads; a found error is an upper bound")
 
 
 def _show_decay(found: Any, lags: list[int], answer: dict[str, Any], as_json: bool) -> None:
