@@ -175,7 +175,7 @@ def _show_decay(found: Any, lags: list[int], answer: dict[str, Any], as_json: bo
             *(f"{row[key]:.3g}" for key in ("power", "power_misfit", "rate", "rate_misfit")),
             *grown,
         )
-    show(table if rows else "no lag has three numbers of heads between an error of 1 and the floor: nothing to fit")
+    show(table if rows else "nothing to fit: no lag has three errors between 1 and its floor")
     if fall is not None:
         show(
             f"what any number of heads gains, 1 - E_pos, falls {fall['factor']:.3g}-fold from lag to lag "
