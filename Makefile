@@ -22,7 +22,7 @@ setup: $(STAMP)
 setup-demo: $(DEMO)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not real"
+	$(BIN)/python -m pytest -m "not real and not slow"
 
 test-real: $(DEMO)
 	$(BIN)/python -m pytest -m real

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from headcount.allocation.solver import tails
+from headcount.allocation.spectra import random_spectra
+from headcount.allocation.table import shipped
 from headcount.cli import main
 
 
@@ -40,12 +44,24 @@ def test_a_split_of_learned_positions(capsys: pytest.CaptureFixture[str]) -> Non
     assert code == 0 and "uniform" in out
 
 
+@pytest.mark.parametrize("position", ["alibi", "t5", "rope", "learned"])
+def test_the_shipped_table_splits_at_once(capsys: pytest.CaptureFixture[str], position: str) -> None:
+    arguments = ("--lags", "1,2,3,4", "--budget", "128", "--position", position)
+    got = answer(capsys, "allocate", *arguments)
+    assert sum(group["heads"] * group["dim"] for group in got["groups"]) <= 128
+    spectra, rows = random_spectra(4, 32), [shipped(position).errors(lag) for lag in (1, 2, 3, 4)]  # type: ignore[arg-type]
+    expected = 0.0
+    for group, row, spectrum in zip(got["groups"], rows, spectra, strict=True):
+        rest = tails(spectrum)
+        expected += rest[0] * row[group["heads"] - 1] + rest[group["dim"]]
+    assert got["error"] == pytest.approx(expected) and got["error"] <= got["uniform"]["error"]
+
+
 def test_a_table_and_spectra_from_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    row = {"floor": 0.1, "kernels": [[0.5], [0.2, 0.5]]}
+    row = {"lower": [0.1], "kernels": [[0.5], [0.2, 0.5]]}
     rows = [{"lag": lag, "errors": [1.0, 0.1], **row} for lag in (1, 2)]
-    sizes = {"context": 64, "limit": 64.0, "budget": None, "dim": None, "searched_heads": 32, "restarts": 0, "seed": 0}
     table, spectra = tmp_path / "table.json", tmp_path / "spectra.json"
-    table.write_text(json.dumps({"position": "alibi", **sizes, "rows": rows}))
+    table.write_text(json.dumps({"position": "alibi", "context": 64, "limit": 64.0, "seed": 0, "rows": rows}))
     spectra.write_text("[[1.0], [4.0, 3.0]]")
     files = ("--table", str(table), "--spectra", str(spectra))
     got = answer(capsys, "allocate", "--lags", "1,2", "--budget", "6", *files)
@@ -55,9 +71,31 @@ def test_a_table_and_spectra_from_files(capsys: pytest.CaptureFixture[str], tmp_
     assert code == 2 and "lag 3 is not in the table" in err
     code, _, err = run(capsys, "allocate", "--lags", "1,2", "--budget", "6", *files, "--limit", "8")
     assert code == 2 and "up to 64" in err
-    spectra.write_text("{")
-    code, _, err = run(capsys, "allocate", "--lags", "1,2", "--budget", "6", *files)
-    assert code == 2 and "no list of lists" in err
+    for text, said in (("{", "is no JSON"), ("[1.0]", "no list of lists"), ("[[1.0], [2.0], [3.0]]", "2 rows")):
+        spectra.write_text(text)
+        code, _, err = run(capsys, "allocate", "--lags", "1,2", "--budget", "6", *files)
+        assert code == 2 and said in err and err.count("\n") == 1
+
+
+def test_spectra_are_read_off_an_audit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    energies = [[9.0, 16.0, 0.0], [4.0, 0.0, 0.0]]
+    layers = [{"sides": {"values": {"joint": sorted(own, reverse=True)}}} for own in energies]
+    (tmp_path / "audit.json").write_text(json.dumps({"layers": layers}))
+    arguments = ("allocate", "--lags", "1,2", "--budget", "4", "--position", "learned", "--spectra", str(tmp_path))
+    first, second = answer(capsys, *arguments), answer(capsys, *arguments, "--layer", "1")
+    position = shipped("learned").errors(1)[0]
+    # Two heads of two dimensions carry all of (0.8, 0.6, 0); one dimension carries all of (1, 0, 0).
+    assert first["groups"] == [{"lag": 1, "heads": 1, "dim": 2}, {"lag": 2, "heads": 1, "dim": 2}]
+    assert first["error"] == pytest.approx(2 * position)
+    assert second["groups"][0]["dim"] == 1
+    three = answer(capsys, *arguments[:4], "3", *arguments[5:])
+    assert three["error"] == pytest.approx(2 * position + 0.6)
+    for layer in ("2", "-1"):
+        code, _, err = run(capsys, *arguments, "--layer", layer)
+        assert code == 2 and f"no layer {layer}" in err and err.count("\n") == 1
+    (tmp_path / "audit.json").write_text(json.dumps({"layers": [{"sides": {}}]}))
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and "no value energies of layer 0" in err
 
 
 @pytest.mark.parametrize(
@@ -69,6 +107,8 @@ def test_a_table_and_spectra_from_files(capsys: pytest.CaptureFixture[str], tmp_
         (("--lags", "1,-1", "--budget", "8"), "lag -1 is negative"),
         (("--lags", "one", "--budget", "8"), "no list of whole numbers"),
         (("--lags", "1,64", "--budget", "8"), "lag 64 is outside a context of 64"),
+        (("--lags", "1,33", "--budget", "8", "--position", "alibi"), "lag 33 is not in the table of alibi"),
+        (("--lags", "1,33", "--budget", "8"), "lag 33 is not in the table of learned"),
         (("--lags", "1", "--budget", "8", "--position", "sine"), "unknown position scheme 'sine'"),
         (("--lags", "1", "--budget", "8", "--limit", "0"), "a limit of 0"),
         (("--lags", "1", "--budget", "8", "--width", "0"), "content width of 0"),
@@ -87,9 +127,39 @@ def test_kernels_are_searched_written_and_used(capsys: pytest.CaptureFixture[str
     assert got["errors"]["0"] == [0.0] * 32
     # 64 is far too small a limit for lag 8: no number of heads singles it out.
     assert all(error == pytest.approx(1.0, abs=1e-6) for error in got["errors"]["8"])
+    assert got == answer(capsys, "kernels", "--position", "alibi", "--lags", "0,8")  # the shipped table
     used = answer(capsys, "allocate", "--lags", "0", "--budget", "4", "--table", str(place))
     assert used["groups"] == [{"lag": 0, "heads": 1, "dim": 4}]
     code, out, _ = run(capsys, "kernels", "--position", "t5", "--lags", "3,20")
     assert code == 0 and "lag" in out and "20" in out
-    code, _, err = run(capsys, "kernels", "--position", "t5", "--lags", "3", "--out", str(place))
-    assert code == 2 and "closed" in err
+    for lags, said in (("3,3", "more than once"), ("-1", "negative"), ("33", "not in the table"), ("64", "outside")):
+        code, _, err = run(capsys, "kernels", "--lags", lags)
+        assert code == 2 and said in err and err.count("\n") == 1
+
+
+def test_decay_is_fitted(capsys: pytest.CaptureFixture[str]) -> None:
+    got = answer(capsys, "kernels", "--position", "alibi", "--decay")
+    assert [row["lag"] for row in got["decay"]][:2] == [1, 2]
+    first = got["decay"][0]
+    assert first["heads"][0] == 2 and first["power_misfit"] < first["rate_misfit"]
+    assert first["growth"] > first["bound_growth"] > 1
+    # No row of it is invented: learned positions have no decay to fit.
+    code, out, _ = run(capsys, "kernels", "--position", "learned", "--decay")
+    assert code == 0 and "nothing to fit" in out
+    code, out, _ = run(capsys, "kernels", "--position", "alibi", "--decay")
+    assert code == 0 and "-fold from lag to lag" in out
+
+
+def test_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    answer(capsys, "kernels", "--figure", str(tmp_path))
+    answer(capsys, "allocate", "--lags", "1,2", "--budget", "16", "--figure", str(tmp_path))
+    with (tmp_path / "position_errors.csv").open() as file:
+        drawn = list(csv.DictReader(file))
+    assert len(drawn) == 4 * 5 * 32
+    assert all(float(row["lower"]) <= float(row["error"]) for row in drawn)
+    with (tmp_path / "heads_at_fixed_size.csv").open() as file:
+        sizes = list(csv.DictReader(file))
+    assert {row["position"] for row in sizes} == {"alibi", "t5", "rope", "learned"}
+    assert all(int(row["heads"]) * int(row["dim"]) <= 16 for row in sizes)
+    assert all(float(row["best split"]) <= float(row["error"]) + 1e-12 for row in sizes)
+    assert (tmp_path / "position_errors.svg").stat().st_size > 10_000

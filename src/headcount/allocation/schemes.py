@@ -48,19 +48,6 @@ class Scheme(ABC):
     def random(self, generator: np.random.Generator, heads: int, lag: int) -> Array:
         """Random numbers (H, P) to start an optimisation for ``lag`` from."""
 
-    def moves(self, given: Array, radius: float) -> tuple[Array, Array]:
-        """The least and the greatest change of each number that a trust region of ``radius`` allows."""
-        return self.inside(given - radius) - given, self.inside(given + radius) - given
-
-    def planes(self, given: Array) -> tuple[Array, Array]:
-        """Limits on each head's change beside ``moves``: slopes (H, P) and what they may reach (H)."""
-        return np.zeros_like(given), np.zeros(len(given))
-
-    @property
-    @abstractmethod
-    def step(self) -> float:
-        """The first trust region: how far numbers may move at once."""
-
 
 @dataclass(frozen=True)
 class Linear(Scheme):
@@ -99,11 +86,6 @@ class Linear(Scheme):
         """See ``Scheme.random``."""
         return generator.uniform(size=(heads, 1)) ** 0.5
 
-    @property
-    def step(self) -> float:
-        """See ``Scheme.step``."""
-        return 0.1
-
 
 @dataclass(frozen=True)
 class Softmax(Scheme):
@@ -140,10 +122,12 @@ class Softmax(Scheme):
         centre = kernels @ self.features
         return kernels[:, :, None] * (self.features[None] - centre[:, None, :])
 
-    @property
-    def step(self) -> float:
-        """See ``Scheme.step``."""
-        return self.budget / 4
+    @abstractmethod
+    def barrier(self, given: Array, width: float) -> tuple[float, Array, Array]:
+        """-log of how far numbers are from their limits: its value, slopes (H, P) and curvatures (H, P, P).
+
+        Smooth and convex; infinite where a limit is met. Norms are rounded off over ``width``.
+        """
 
 
 @dataclass(frozen=True)
@@ -157,43 +141,60 @@ class Rope(Softmax):
 
     dim: int = 16
     base: float = 10_000.0
+    pairs: int | None = None
+    """How many of the dim/2 pairs are used, the fastest first; ``None``: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dim < 2 or self.dim % 2:
             raise HeadcountError(f"a rotary dimension of {self.dim} has no pairs", fix="use an even number above 0")
+        if self.pairs is not None and not 1 <= self.pairs <= self.dim // 2:
+            raise HeadcountError(f"{self.pairs} pairs of {self.dim} dimensions", fix=f"use 1 to {self.dim // 2}")
+
+    @property
+    def frequencies(self) -> Array:
+        """theta_i of the pairs that are used."""
+        return self.base ** (-2.0 * np.arange(self.pairs or self.dim // 2) / self.dim)
 
     @property
     def features(self) -> Array:
         """See ``Softmax.features``."""
-        angles = np.outer(np.arange(self.context), self.base ** (-np.arange(0, self.dim, 2) / self.dim))
+        angles = np.outer(np.arange(self.context), self.frequencies)
         return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
 
     def _norms(self, given: Array) -> Array:
-        half = self.dim // 2
-        return np.hypot(given[:, :half], given[:, half:]).sum(axis=1, keepdims=True)
+        return np.hypot(*np.split(given, 2, axis=1)).sum(axis=1, keepdims=True)
 
     def inside(self, given: Array) -> Array:
         """See ``Scheme.inside``."""
         return given * np.minimum(1.0, self.budget / np.maximum(self._norms(given), 1e-300))
 
-    def moves(self, given: Array, radius: float) -> tuple[Array, Array]:
-        """See ``Scheme.moves``."""
-        return np.full_like(given, -radius), np.full_like(given, radius)
-
-    def planes(self, given: Array) -> tuple[Array, Array]:
-        """The tangent plane of sum_i rho_i, which is convex, so that it lies outside of what is allowed."""
-        half = self.dim // 2
-        norms = np.hypot(given[:, :half], given[:, half:])
-        slopes = given / np.maximum(np.concatenate([norms, norms], axis=1), 1e-12)
-        return slopes, np.maximum(self.budget - norms.sum(axis=1), 0.0)
+    def barrier(self, given: Array, width: float) -> tuple[float, Array, Array]:
+        """-log(budget - sum_i (rho_i^2 + width^2)^(1/2)); see ``Softmax.barrier``."""
+        pairs = given.reshape(len(given), 2, -1)
+        norms = np.sqrt((pairs**2).sum(axis=1) + min(width, self.budget / (4 * self.dim)) ** 2)
+        left = self.budget - norms.sum(axis=1)
+        if (left <= 0).any():
+            return np.inf, np.zeros(0), np.zeros(0)
+        units = pairs / norms[:, None]
+        flat = units.reshape(given.shape)
+        # Within pair i: (1 - u u') / norm; the pair's two numbers stand half a row apart.
+        own = (np.eye(2)[None, :, :, None] - units[:, :, None] * units[:, None]) / norms[:, None, None]
+        blocks = own[..., None] * np.eye(norms.shape[1])
+        curved = blocks.transpose(0, 1, 3, 2, 4).reshape(len(given), *2 * given.shape[1:])
+        share = 1.0 / left[:, None, None]
+        return (
+            float(-np.log(left).sum()),
+            flat / left[:, None],
+            curved * share + flat[:, :, None] * flat[:, None] * share**2,
+        )
 
     def random(self, generator: np.random.Generator, heads: int, lag: int) -> Array:
         """See ``Scheme.random``."""
-        amplitudes = generator.dirichlet(np.ones(self.dim // 2), size=heads) * self.budget
+        amplitudes = generator.dirichlet(np.ones(len(self.frequencies)), size=heads) * self.budget
         signs = generator.choice([-1.0, 1.0], size=(heads, 1)) * generator.uniform(size=(heads, 1))
         signs[0] = 1.0  # one head at least looks for the lag with the whole budget
-        angles = lag * self.base ** (-np.arange(0, self.dim, 2) / self.dim)
+        angles = lag * self.frequencies
         return np.concatenate([amplitudes * np.cos(angles), amplitudes * np.sin(angles)], axis=1) * signs
 
 
@@ -213,6 +214,14 @@ class Learned(Softmax):
     def inside(self, given: Array) -> Array:
         """See ``Scheme.inside``."""
         return np.clip(given, -self.budget / 2, self.budget / 2)
+
+    def barrier(self, given: Array, width: float) -> tuple[float, Array, Array]:
+        """-sum log(budget/2 - g) + log(budget/2 + g); see ``Softmax.barrier``."""
+        below, above = self.budget / 2 + given, self.budget / 2 - given
+        if (below <= 0).any() or (above <= 0).any():
+            return np.inf, np.zeros(0), np.zeros(0)
+        curved = (1 / above**2 + 1 / below**2)[:, :, None] * np.eye(given.shape[1])
+        return float(-np.log(below * above).sum()), 1 / above - 1 / below, curved
 
     def random(self, generator: np.random.Generator, heads: int, lag: int) -> Array:
         """See ``Scheme.random``."""
