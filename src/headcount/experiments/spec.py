@@ -176,10 +176,13 @@ class RunSpec(pydantic.BaseModel):
         _ = self.config, self.lengths
         if self.kind == "signs" and self.task != "qsa":
             raise HeadcountError(f"{self.task} has no signs to draw", fix="leave out --kind signs")
-        if self.start is not None and (self.task != "ngram" or self.config.name != "positional"):
-            raise HeadcountError(
-                f"no start is constructed for {self.model} on {self.task}", fix="use positional on ngram"
-            )
+        if self.start is not None:
+            if self.task != "ngram" or self.config.name != "positional":
+                raise HeadcountError(
+                    f"no start is constructed for {self.model} on {self.task}", fix="use positional on ngram"
+                )
+            if self.position not in (None, "alibi", "relative"):
+                raise HeadcountError(f"no start is constructed for {self.position}", fix="use alibi or relative")
         return self
 
     def inputs(self) -> dict[str, Any]:

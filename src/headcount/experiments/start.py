@@ -50,7 +50,8 @@ def begin(model: TokenModel, spec: RunSpec) -> None:
         return
     body, task = model.body, spec.problem
     assert isinstance(body, Positional) and isinstance(task, NGram)
-    given, layer = best_known(task, body.config.position, body.config.heads, body.config.dim)
+    config = body.config
+    given, layer = best_known(task, config.position, config.heads, config.dim, config.context)
     put(body, given, layer, kernels_only=spec.start == "kernels")
 
 

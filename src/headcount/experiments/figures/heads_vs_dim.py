@@ -157,7 +157,7 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
     """Above: trained and predicted error of each n-gram; below: what takes the reasons out, and the nonlinear ones."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 7), layout="constrained")
+    figure = Figure(figsize=(13, 8.2), layout="constrained")
     panels = figure.subplots(2, 4)
     orders = sorted({row["order"] for row in data})
     for axes, order in zip(panels[0], orders, strict=False):
@@ -181,6 +181,12 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
     return write_figure(figure, data, folder, NAME)
 
 
+def _legend(axes: Any) -> None:
+    """Below the panel, where it covers no curve."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2)
+
+
 def _line(axes: Any, rows: Data, key: str, **style: Any) -> None:
     """One curve over heads; what lies below the axis is drawn on it."""
     shown = sorted((row for row in rows if row[key] is not None), key=lambda row: row["heads"])
@@ -192,9 +198,9 @@ def _confront(axes: Any, rows: Data) -> None:
     for position in ("alibi", "relative", "rope"):
         own = [row for row in rows if row["position"] == position and row["arm"] == "random"]
         _line(axes, own, "error", color=COLOURS[position], marker="o", markersize=3, label=f"{position}, trained")
-        _line(axes, own, "predicted", color=COLOURS[position], linestyle="--", linewidth=1, label="the solver's bound")
-        _line(axes, own, "best_known", color=COLOURS[position], linestyle=":", label="best layer known")
-    axes.legend(frameon=False, fontsize=5.5, loc="lower left", ncol=2)
+        _line(axes, own, "predicted", color=COLOURS[position], linestyle="--", linewidth=1, label=f"{position}, solver")
+        _line(axes, own, "best_known", color=COLOURS[position], linestyle=":", label=f"{position}, best known")
+    _legend(axes)
 
 
 def _reasons(axes: Any, rows: Data) -> None:
@@ -209,12 +215,13 @@ def _reasons(axes: Any, rows: Data) -> None:
     _line(axes, content, "error", color=ORANGE, marker="x", markersize=4, label="with content logits")
     kernels = [row for row in free if row["arm"] == "kernels"]
     _line(axes, kernels, "error", color=PINK, marker="v", markersize=3, label="best kernels, fixed")
+    _line(axes, kernels, "readout", color=PINK, linestyle="--", label="best kernels, best readout")
     _line(axes, base, "readout", color=BLUE, linestyle="--", label="trained kernels, best readout")
     begun = [row for row in free if row["arm"] == "constructed"]
     _line(axes, begun, "error", color=GREEN, marker="^", markersize=3, label="trained from the best layer")
     _line(axes, base, "best_known", color=GREEN, linestyle=":", label="best layer known")
     axes.set_title(f"{PAPER}-gram, ALiBi: reasons taken out", fontsize=9)
-    axes.legend(frameon=False, fontsize=5.5, loc="lower left")
+    _legend(axes)
 
 
 def _nonlinear(axes: Any, rows: Data) -> None:
@@ -226,29 +233,28 @@ def _nonlinear(axes: Any, rows: Data) -> None:
         _line(axes, bent, "error", color=colour, marker="o", markersize=3, label=f"{order}-gram, nonlinear, MLP")
         _line(axes, [row for row in own if not row["nonlinear"]], "error", color=colour, linestyle="--", linewidth=1)
     axes.set_title(f"{name}: nonlinear (linear dashed)", fontsize=9)
-    axes.legend(frameon=False, fontsize=5.5, loc="lower left")
+    _legend(axes)
 
 
 def _best(axes: Any, data: Data) -> None:
     """Trained against predicted number of heads."""
-    for position in ("alibi", "relative", "rope"):
-        points = []
-        for order in sorted({row["order"] for row in data}):
-            own = linear(data, order, position)
-            trained, forecast = best(own), best(own, "predicted")
-            if trained and forecast:
-                points.append((order, trained.heads, forecast.heads))
-        if points:
-            axes.plot([p[0] for p in points], [p[1] for p in points], color=COLOURS[position], marker="o",
-                      label=f"{position}, trained")  # fmt: skip
-            axes.plot([p[0] for p in points], [p[2] for p in points], color=COLOURS[position], marker="s",
-                      linestyle="--", label=f"{position}, predicted")  # fmt: skip
+    for place, position in enumerate(("alibi", "relative", "rope")):
+        shift = 0.05 * (place - 1)  # so that equal numbers do not cover each other
+        for key, told, line, marker in (("error", "trained", "-", "o"), ("predicted", "solver", "--", "s")):
+            points = [
+                (order + shift, found.heads)
+                for order in sorted({row["order"] for row in data})
+                if (found := best(linear(data, order, position), key)) is not None
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=COLOURS[position], linestyle=line, marker=marker,
+                          markersize=4, label=f"{position}, {told}")  # fmt: skip
     axes.set_title("best number of heads", fontsize=9)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xticks(sorted({row["order"] for row in data}))
     axes.set_xlabel("order n")
-    axes.legend(frameon=False, fontsize=5.5)
+    _legend(axes)
 
 
 FIGURE = LabFigure(NAME, "Heads against dimensions on n-grams", plan, data, verdict, draw, keep=True)

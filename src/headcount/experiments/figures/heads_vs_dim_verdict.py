@@ -102,7 +102,14 @@ def _bound(data: Data) -> list[str]:
         asked = {heads: _span(spans.get(heads)) for heads in dict.fromkeys((REPORTED, CLAIMED, trained.heads))}
         said = ", ".join(f"{heads} heads for K {span}" for heads, span in asked.items())
         parts.append(f"The bound's shape K H^-{exponent} + tail is least at {said}.")
-    return [*parts, "K is unknown, so the bound alone decides nothing between them."]
+    parts.append("K is unknown, so the bound alone decides nothing between them.")
+    free = {row["heads"]: row for row in linear(data, PAPER, "relative")}.get(CLAIMED)
+    if free and free["predicted"] is not None and free["best_known"] is not None:
+        parts.append(
+            f"Theory lets the heads of a lag carry one content: free biases with {CLAIMED} heads have error "
+            f"{free['predicted']:.3f} by the solver, {free['best_known']:.3f} in the best layer known."
+        )
+    return parts
 
 
 def _span(span: tuple[float, float] | None) -> str:
@@ -113,6 +120,11 @@ def _span(span: tuple[float, float] | None) -> str:
 
 def _shown(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f}"
+
+
+def _size(factor: float) -> float:
+    """A factor or its inverse, whichever is above 1."""
+    return max(factor, 1 / factor)
 
 
 @dataclass(frozen=True)
@@ -132,12 +144,14 @@ def _reasons(data: Data) -> list[str]:
     if not before:
         return []
     bent = [row for row in data if row["order"] == PAPER and row["nonlinear"] and row["position"] == "alibi"]
+    fixed = linear(data, PAPER, "alibi", "kernels")
     removals = [
         _Removed("position scheme", "free relative biases for ALiBi", linear(data, PAPER, "relative")),
         _Removed("optimisation", "training from the best layer known", linear(data, PAPER, "alibi", "constructed")),
         _Removed("optimisation", "more steps", linear(data, PAPER, "alibi", "longer")),
         _Removed("optimisation", "trained kernels, values and outputs by least squares", base, "readout"),
-        _Removed("optimisation", "best kernels fixed", linear(data, PAPER, "alibi", "kernels")),
+        _Removed("optimisation", "best kernels fixed, the rest trained", fixed),
+        _Removed("optimisation", "best kernels fixed, the rest by least squares", fixed, "readout"),
         _Removed("readout", "the reverse: adding an MLP and a nonlinear target", bent),
     ]
     parts = [f"With ALiBi from random weights the best is {before}."]
@@ -154,7 +168,7 @@ def _reasons(data: Data) -> list[str]:
         new = ratio(own.rows, own.key)
         said = ""
         if new is not None and old is not None:
-            turns[own.reason] = max(turns.get(own.reason, 1.0), new / old, old / new)
+            turns[own.reason] = max(turns.get(own.reason, 1.0), new / old, key=_size)
             said = f"; {CLAIMED} over {REPORTED} heads {old:.2f} becomes {new:.2f}"
         parts.append(f"{own.reason.capitalize()} ({own.how}): best {after}, {there:.3f} before{said}.")
     return parts + _reason(turns, falls, old)
@@ -164,11 +178,13 @@ def _reason(turns: dict[str, float], falls: dict[str, float], old: float | None)
     """Which reason changes 32 against 8 most, and which the error."""
     if not turns or old is None:
         return []
-    first = max(turns, key=lambda name: turns[name])
+    order = sorted(turns, key=lambda name: -_size(turns[name]))
     largest = max(falls, key=lambda name: falls[name])
-    if turns[first] <= CLOSE:
+    if _size(turns[order[0]]) <= CLOSE:
         told = f"No removal changes {CLAIMED} against {REPORTED} heads by more than 5%"
     else:
-        listed = ", ".join(f"{name} {turn:.2f}" for name, turn in sorted(turns.items(), key=lambda item: -item[1]))
-        told = f"What changes {CLAIMED} against {REPORTED} heads most is {first} (largest factor each: {listed})"
+        listed = ", ".join(
+            f"{name} {_size(turns[name]):.2f} toward {REPORTED if turns[name] > 1 else CLAIMED}" for name in order
+        )
+        told = f"What turns {CLAIMED} against {REPORTED} heads most is {order[0]} (largest factors: {listed})"
     return [f"{told}; what lowers the error most is {largest} ({falls[largest]:.3g} times)."]
