@@ -16,7 +16,16 @@ from headcount import models
 from headcount.errors import HeadcountError
 from headcount.experiments import sweep
 from headcount.experiments.exam import evaluate, held_out
-from headcount.experiments.figures import base, match3_orders, memory, qsa_pattern, qsa_samples, qsa_width, registry
+from headcount.experiments.figures import (
+    base,
+    heads_vs_dim,
+    match3_orders,
+    memory,
+    qsa_pattern,
+    qsa_samples,
+    qsa_width,
+    registry,
+)
 from headcount.experiments.spec import RunSpec
 from headcount.experiments.sweep import Row
 
@@ -38,6 +47,7 @@ CASES = {
     "qsa-width": tiny(qsa_width.FIGURE, 3, 6),
     "match3-orders": tiny(match3_orders.FIGURE, 4),
     "memory": tiny(memory.FIGURE, 4, 3),
+    "heads-vs-dim": tiny(heads_vs_dim.FIGURE, 2, 1),
 }
 
 

@@ -33,6 +33,9 @@ def formula(name: str, features: int, tokens: int, answers: int, w: int, k: int)
         mixed, heads = 2 * w + 2 * k, 2
         layer = w + w * (2 * w + mixed + heads) + 5 * mixed + 3 * heads + 2 * w + 2 * w * w
         return (features + 1) * w + 2 * layer + (2 * w + 1) * answers
+    if name == "positional":  # reads symbols without positions; one slope
+        features -= 16 if answers == 8 else 0
+        return 1 + 2 * features * w + (features + 1) * k + (k + 1) * answers
     if name == "mlp":
         return features * 8 + (tokens * 8 + 1) * w + (w + 1) * k + (k + 1) * tokens * answers
     return (features + 1) * w + (w + 1) * k + (k + 1) * answers

@@ -1,4 +1,4 @@
-"""All twelve tasks: same seed, same dataset; solver and sampler agree; datasets feed loaders."""
+"""All thirteen tasks: same seed, same dataset; solver and sampler agree; datasets feed loaders."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from headcount import tasks
 from headcount.errors import HeadcountError
 from headcount.tasks.dataset import TaskDataset
 
-TWELVE = (
+NAMES = (
     *("qsa", "match2", "match3", "match3-local", "match3-bigram", "match-s", "sparse-selection"),
-    *("recall", "induction", "composition", "parity", "majority"),
+    *("recall", "induction", "composition", "parity", "majority", "ngram"),
 )
 
 
-def test_there_are_twelve() -> None:
-    assert set(tasks.names()) == set(TWELVE)
+def test_there_are_thirteen() -> None:
+    assert set(tasks.names()) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", TWELVE)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", tasks.KINDS)
 def test_solving_a_sampled_batch_gives_its_targets(name: str, kind: str) -> None:
     task = tasks.get(name)
@@ -33,7 +33,7 @@ def test_solving_a_sampled_batch_gives_its_targets(name: str, kind: str) -> None
     assert len(batch[:1]) == 1
 
 
-@pytest.mark.parametrize("name", TWELVE)
+@pytest.mark.parametrize("name", NAMES)
 def test_dataset_items_do_not_depend_on_order_or_length(name: str) -> None:
     task = tasks.get(name, tokens=9)
     long, short = TaskDataset(task, 600, seed=4), TaskDataset(task, 300, seed=4)

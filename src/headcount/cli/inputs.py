@@ -49,10 +49,11 @@ def sizes_of(inputs: Inputs) -> dict[str, int]:
     """The sizes of a task that its inputs show, as far as their number of axes is right."""
     if "x" in inputs:
         return {"tokens": inputs["x"].shape[-1]} if inputs["x"].ndim else {}
-    if inputs["z"].ndim < 2 or inputs["y"].ndim < 1:
+    if inputs["z"].ndim < 2 or ("y" in inputs and inputs["y"].ndim < 1):
         raise HeadcountError("z or y has too few axes", fix="give z as rows of vectors, y as sets of tokens")
     tokens, dim = inputs["z"].shape[-2:]
-    return {"tokens": tokens, "dim": dim, "sparsity": inputs["y"].shape[-1]}
+    sets = {"sparsity": inputs["y"].shape[-1]} if "y" in inputs else {}
+    return {"tokens": tokens, "dim": dim, **sets}
 
 
 def _from_json(source: str, text: str) -> tuple[Inputs, dict[str, Any]]:

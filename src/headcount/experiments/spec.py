@@ -11,13 +11,14 @@ import pydantic
 from headcount import models, tasks
 from headcount.errors import HeadcountError
 from headcount.models import ModelConfig, Reading
+from headcount.models.positional import Position
 from headcount.tasks import Kind, Task
 
-SIZES = ("tokens", "sparsity", "dim", "modulus", "order", "window", "symbols", "hops", "distinct")
+SIZES = ("tokens", "sparsity", "dim", "modulus", "order", "window", "symbols", "hops", "distinct", "nonlinear")
 """Fields that are sizes of the task."""
 MODEL_OPTIONS = (
     "width", "inner", "depth", "heads", "residual", "mlp", "norm", "blank", "gain", "causal", "embedding",
-    "frequencies",
+    "frequencies", "position", "context", "content",
 )  # fmt: skip
 """Fields that are options of the model."""
 
@@ -32,7 +33,9 @@ class RunSpec(pydantic.BaseModel):
     lengths that double from here to ``tokens``, an equal share of the steps each, every length with its own
     natural modulus. target: evaluation stops the run once the error is at most, or the accuracy at least,
     this. kind: how training sequences are drawn; ``signs`` is for qSA, vectors z = +-e_1 by fair coins, and
-    held-out sequences are then drawn so too. snapshots: steps after which the weights are kept.
+    held-out sequences are then drawn so too. snapshots: steps after which the weights are kept. start: of
+    positional models on n-grams, ``constructed``: from the weights of ``headcount.allocation``'s best uniform layer;
+    ``kernels``: with its kernels only, which are not trained.
 
     >>> RunSpec(task="match3", model="lstm", tokens=8).config.name
     'lstm'
@@ -55,6 +58,7 @@ class RunSpec(pydantic.BaseModel):
     symbols: int | None = None
     hops: int | None = None
     distinct: bool | None = None
+    nonlinear: bool | None = None
 
     parameters: int = 12_000
     width: int | None = None
@@ -69,6 +73,10 @@ class RunSpec(pydantic.BaseModel):
     causal: bool | None = None
     embedding: Literal["frozen", "learned"] | None = None
     frequencies: int | None = None
+    position: Position | None = None
+    context: int | None = None
+    content: bool | None = None
+    start: Literal["constructed", "kernels"] | None = None
 
     kind: Kind | Literal["signs"] = "uniform"
     answered: Literal["all", "last"] = "all"
@@ -168,6 +176,13 @@ class RunSpec(pydantic.BaseModel):
         _ = self.config, self.lengths
         if self.kind == "signs" and self.task != "qsa":
             raise HeadcountError(f"{self.task} has no signs to draw", fix="leave out --kind signs")
+        if self.start is not None:
+            if self.task != "ngram" or self.config.name != "positional":
+                raise HeadcountError(
+                    f"no start is constructed for {self.model} on {self.task}", fix="use positional on ngram"
+                )
+            if self.position not in (None, "alibi", "relative"):
+                raise HeadcountError(f"no start is constructed for {self.position}", fix="use alibi or relative")
         return self
 
     def inputs(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 from headcount import store
 from headcount.attention.bench import thread_count
 from headcount.errors import CheckFailedError
-from headcount.experiments import checkpoint, exam
+from headcount.experiments import checkpoint, exam, start
 from headcount.experiments.checkpoint import Curve
 from headcount.experiments.data import Source
 from headcount.experiments.spec import RunSpec
@@ -91,6 +91,7 @@ class _Run:
     def __init__(self, spec: RunSpec, folder: Path | None, progress: Progress) -> None:
         self.spec, self.folder, self.progress = spec, folder, progress
         self.model = build(spec.config, spec.reading, spec.seed)
+        start.freeze(self.model, spec)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.98)
         )
@@ -109,6 +110,7 @@ class _Run:
         held = exam.held_out(self.spec, self.spec.main_kind, self.spec.evaluations)
         self.seconds["evaluation"] += time.perf_counter() - started
         if len(self.curve.losses) == 0:
+            start.begin(self.model, self.spec)
             self._keep(0)
         while len(self.curve.losses) < self.spec.steps and not self._reached():
             self._step()

@@ -29,7 +29,9 @@ class ModelConfig(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     always_causal: ClassVar[bool] = False
-    """Whether tokens never meet, so that ``causal`` changes nothing."""
+    """Whether no token sees a later one whatever ``causal`` says."""
+    own_positions: ClassVar[bool] = False
+    """Whether the body knows where tokens stand, so that they are read without positions."""
 
     width: int = 32
     inner: int | None = None
@@ -81,7 +83,8 @@ class TokenModel(nn.Module):
     def __init__(self, config: ModelConfig, reading: Reading) -> None:
         super().__init__()
         self.config, self.reading = config, reading
-        self.reader = Reader(reading, config.embedding, config.frequencies, config.table)
+        read = dataclasses.replace(reading, ordered=reading.ordered and not config.own_positions)
+        self.reader = Reader(read, config.embedding, config.frequencies, config.table)
         self.body = config.body(self.reader.features, reading)
 
     def forward(self, inputs: Tensor, modulus: int | None = None) -> Tensor:

@@ -25,7 +25,8 @@ WAVES = 8
 class Reading:
     """The sizes of a task that a model is built for.
 
-    symbols: input symbols (None: tokens are vectors). sparsity, dim: q and d' of tokens (z_i; y_i; i), else 0.
+    symbols: input symbols (None: tokens are vectors). sparsity, dim: q and d' of tokens (z_i; y_i; i), else 0;
+    vectors without sets have a sparsity of 0.
     answers: numbers a token is answered with. circular: symbols are residues, so that Fourier features are
     theirs. ordered: the answer depends on the order of the tokens.
 
@@ -50,7 +51,7 @@ class Reading:
         return cls(
             tokens=task.tokens,
             symbols=task.vocabulary,
-            sparsity=sizes["sparsity"] if vectors else 0,
+            sparsity=sizes.get("sparsity", 0) if vectors else 0,
             dim=sizes["dim"] if vectors else 0,
             answers={"binary": 1, "class": task.classes or 0, "vector": sizes.get("dim", 0)}[task.answer],
             circular=isinstance(task, Matching),
@@ -60,7 +61,7 @@ class Reading:
     @property
     def stretches(self) -> bool:
         """Whether the features exist at other lengths too: a set of q tokens of N is an N-hot vector."""
-        return self.symbols is not None
+        return self.symbols is not None or self.sparsity == 0
 
 
 class Reader(nn.Module):
@@ -69,10 +70,11 @@ class Reader(nn.Module):
     - residues mod M, frozen: cos and sin of 2 pi k x / M for k = 1..``frequencies``. Any residue is told from
       any other by k = 1 alone; more frequencies make near residues look less alike.
     - residues, learned, and other symbols: a table of ``table`` numbers a symbol.
+    - vectors: as they are.
     - (z_i; y_i; i): z_i, the indicator of the set y_i in {0,1}^N, the indicator of i. Linear maps of these
       are what the theory's keys u_i and queries sum_{j in y} u_j are.
 
-    Where the order matters, symbols get sines and cosines of the position besides (``WAVES`` of each).
+    Where the order matters, symbols and vectors get sines and cosines of the position besides (``WAVES`` of each).
     """
 
     def __init__(self, reading: Reading, embedding: Embedding, frequencies: int, table: int) -> None:
@@ -81,10 +83,12 @@ class Reader(nn.Module):
             raise HeadcountError(f"there is no embedding {embedding!r}", fix=f"choose {' or '.join(EMBEDDINGS)}")
         self.reading, self.frequencies = reading, frequencies
         self.table: nn.Embedding | None = None
-        if reading.symbols is None:
+        if reading.symbols is None and reading.sparsity:
             self.features = reading.dim + 2 * reading.tokens
             return
-        if reading.circular and embedding == "frozen":
+        if reading.symbols is None:
+            self.features = reading.dim
+        elif reading.circular and embedding == "frozen":
             # Fourier features above M/2 repeat lower ones.
             self.frequencies = min(frequencies, max(1, reading.symbols // 2))
             self.features = 2 * self.frequencies
@@ -96,9 +100,11 @@ class Reader(nn.Module):
 
     def forward(self, inputs: Tensor, modulus: int | None = None) -> Float[Tensor, "batch tokens features"]:
         """Features of ``inputs``; ``modulus``: the residues are of another task, mod this M (frozen only)."""
-        if self.reading.symbols is None:
+        if self.reading.symbols is None and self.reading.sparsity:
             return self._sets(inputs)
-        if self.table is not None:
+        if self.reading.symbols is None:
+            found = inputs
+        elif self.table is not None:
             found = self.table(inputs)
         else:
             found = waves(inputs / (modulus or self.reading.symbols), self.frequencies)

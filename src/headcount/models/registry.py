@@ -10,6 +10,7 @@ from headcount.errors import HeadcountError
 from headcount.models.attention import AttentionConfig, StrassenConfig, ThirdOrderConfig
 from headcount.models.base import ModelConfig
 from headcount.models.flat import FlatConfig, TokenwiseConfig
+from headcount.models.positional import PositionalConfig
 from headcount.models.recurrent import GRUConfig, LSTMConfig, RNNConfig
 from headcount.models.state_space import StateSpaceConfig
 
@@ -23,6 +24,7 @@ _ALL: tuple[type[ModelConfig], ...] = (
     StateSpaceConfig,
     FlatConfig,
     TokenwiseConfig,
+    PositionalConfig,
 )
 _MODELS = {config.name: config for config in _ALL}
 

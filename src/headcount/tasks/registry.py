@@ -13,6 +13,7 @@ from headcount.tasks.controls import Majority, Parity
 from headcount.tasks.induction import Induction
 from headcount.tasks.match import Match2, Match3, MatchS
 from headcount.tasks.match_local import Match3Bigram, Match3Local
+from headcount.tasks.ngram import NGram
 from headcount.tasks.qsa import QSA
 from headcount.tasks.recall import Recall
 from headcount.tasks.selection import SparseSelection
@@ -30,6 +31,7 @@ _ALL: tuple[type[Task], ...] = (
     Composition,
     Parity,
     Majority,
+    NGram,
 )
 _TASKS = {task.name: task for task in _ALL}
 
