@@ -83,3 +83,17 @@ def test_what_the_theory_says_is_possible_is_found() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(HeadcountError, match="2 kernels do not go with"):
         Layer(np.eye(2), np.zeros((2, 5, 3)), np.zeros((3, 3, 5)))
+
+
+@pytest.mark.parametrize("heads, dim, width", [(3, 4, 5), (2, 8, 5), (1, 2, 6)])
+def test_split_heads_are_the_same_layer(heads: int, dim: int, width: int) -> None:
+    """At a fixed size more heads can do whatever fewer can, to rounding; with an odd dimension a direction is lost."""
+    generator = np.random.default_rng(0)
+    kernels = generator.dirichlet(np.ones(9), size=heads)
+    layer = squares.Layer(
+        kernels, generator.normal(size=(heads, width, dim)), generator.normal(size=(heads, dim, width))
+    )
+    both = squares.split(layer)
+    assert both.outputs.shape == (2 * heads, width, dim // 2)
+    whole, parts = (np.einsum("hl,hij->lij", own.kernels, own.outputs @ own.values) for own in (layer, both))
+    np.testing.assert_allclose(parts, whole, atol=1e-12)

@@ -12,7 +12,7 @@ import torch
 from headcount import tasks
 from headcount.allocation import least_squares as squares
 from headcount.allocation.solver import allocate
-from headcount.allocation.table import position_errors
+from headcount.allocation.table import shipped
 from headcount.errors import HeadcountError
 from headcount.experiments import start
 from headcount.experiments.figures import heads_vs_dim as figure
@@ -46,7 +46,7 @@ def test_a_solver_layer_of_exact_positions_has_the_error_that_the_solver_predict
         found = squares.error(layer, targets, squares.lag_weights(64, 10**9))
         # Biases within 16 leave 64 e^-16 = 7e-6 of the weight elsewhere, and a budget of 16 predicts as much.
         assert found == pytest.approx(math.sqrt(sum(rest**2 for rest in rests) / power), abs=1e-5)
-        rows = [position_errors("learned", lag) for lag in range(2)]
+        rows = [shipped("learned").errors(lag) for lag in range(2)]
         (predicted,) = [own.error for own in allocate([0, 1], heads * dim, rows, TASK.spectra).curve if own.heads == 2]
         assert predicted == pytest.approx(sum(rests), abs=1e-4)
 
@@ -59,7 +59,7 @@ def _tails(spectrum: list[float]) -> list[float]:
 def test_solver_layers_are_never_worse_than_predicted(heads: int) -> None:
     """The solver's error is an upper bound for any bounded input norm, so for white noise, too."""
     dim = 16 // heads
-    rows = [position_errors("alibi", lag) for lag in range(2)]
+    rows = [shipped("alibi").errors(lag) for lag in range(2)]
     curve = {own.heads: own.error for own in allocate([0, 1], heads * dim, rows, TASK.spectra).curve}
     _, layer = start.solver_layer(TASK, "alibi", heads, dim)
     targets, weights = start.problem(TASK, 64)
@@ -76,11 +76,12 @@ def test_a_constructed_model_starts_with_the_error_of_its_layer(position: str) -
     found = train(own)
     _, layer = start.best_known(TASK, position, 4, 4)  # type: ignore[arg-type]
     closed = squares.error(layer, *start.problem(TASK, 64))
-    # 400 sequences of 64 tokens of 8 numbers; the error is dominated by few directions.
-    assert start.relative_error(TASK, found.score) == pytest.approx(closed, rel=0.03)
+    # 400 sequences of 64 tokens of 8 numbers; the error is dominated by few directions. Free biases miss nothing (6e-7):
+    # there float32 weights are off by 2^-24 of themselves, summed over the lags.
+    assert start.relative_error(TASK, found.score) == pytest.approx(closed, rel=0.03, abs=2e-6)
     body = found.model.body
     assert isinstance(body, Positional)
-    assert squares.error(start.taken(body)[1], *start.problem(TASK, 64)) == pytest.approx(closed, rel=1e-3)
+    assert squares.error(start.taken(body)[1], *start.problem(TASK, 64)) == pytest.approx(closed, rel=1e-3, abs=2e-6)
 
 
 def test_fixed_kernels_stay_and_resume(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from headcount.allocation import least_squares as squares
-from headcount.allocation.kernels import Fit, search
+from headcount.allocation.kernels import Fit
 from headcount.allocation.least_squares import Layer
 from headcount.allocation.schemes import Array, Learned, Linear, Scheme
+from headcount.allocation.search import search
 from headcount.allocation.solver import allocate
-from headcount.allocation.table import position_errors
+from headcount.allocation.table import RANGE, shipped
+from headcount.allocation.table import Position as Theory
 from headcount.errors import HeadcountError
 from headcount.experiments.spec import RunSpec
 from headcount.models import TokenModel
@@ -26,13 +28,11 @@ from headcount.models.positional import Position, Positional
 from headcount.seeds import numpy_generator
 from headcount.tasks.ngram import NGram
 
-BUDGET = 16.0
-"""Range of the logits of a constructed head with free biases; the tables of ``headcount.allocation`` have the same."""
-_THEORY = {"alibi": "alibi", "alibi-fixed": "alibi", "relative": "learned", "rope": "rope"}
+_THEORY: dict[Position, Theory] = {"alibi": "alibi", "alibi-fixed": "alibi", "relative": "learned", "rope": "rope"}
 _SEARCHED, _SMALL, _RESTARTS = 16, 1e-2, 2
 
 
-def theory_name(position: Position) -> str:
+def theory_name(position: Position) -> Theory:
     """What the allocation theory calls a position scheme."""
     return _THEORY[position]
 
@@ -60,7 +60,7 @@ def scheme_of(position: Position, context: int) -> Scheme:
     if position == "alibi":
         return Linear(context)
     if position == "relative":
-        return Learned(context, BUDGET)
+        return Learned(context, RANGE)
     raise HeadcountError(f"no start is constructed for {position}", fix="use alibi or relative")
 
 
@@ -68,8 +68,9 @@ def scheme_of(position: Position, context: int) -> Scheme:
 def best_known(task: NGram, position: Position, heads: int, dim: int, context: int = 64) -> tuple[Array, Layer]:
     """The best layer found by joint least squares, as numbers of its kernels and a layer.
 
-    Downhill from the solver's layer and from ``_RESTARTS`` random ones. An upper bound of what these heads can do at
-    best; it depends on the task and the sizes alone.
+    Downhill from the solver's layer, from ``_RESTARTS`` random ones, and from the best one of half as many heads of
+    twice the dimension, split (``least_squares.split``: the error starts where that one's ended). An upper bound of
+    what these heads can do at best; it depends on the task and the sizes alone.
     """
     scheme = scheme_of(position, context)
     targets, weights = problem(task, context)
@@ -79,6 +80,9 @@ def best_known(task: NGram, position: Position, heads: int, dim: int, context: i
         given = scheme.random(generator, heads, 0)
         outputs, values = generator.normal(size=(2, heads, task.dim, dim)) / math.sqrt(task.dim)
         starts.append((given, Layer(scheme.kernels(given), outputs, values.transpose(0, 2, 1))))
+    if heads % 2 == 0:
+        given, layer = best_known(task, position, heads // 2, 2 * dim, context)
+        starts.append((np.repeat(given, 2, axis=0), squares.split(layer)))
     found = [
         squares.best_layer(scheme, given, squares.best_readout(layer, targets, weights), targets, weights)
         for given, layer in starts
@@ -126,7 +130,7 @@ def _shares(task: NGram, position: Position, heads: int, dim: int) -> tuple[int,
     """Heads of each lag; one for each of the first ones where there are fewer heads than lags."""
     if heads < task.order:
         return (1,) * heads
-    rows = [position_errors(_THEORY[position], lag) for lag in range(task.order)]  # type: ignore[arg-type]
+    rows = [shipped(_THEORY[position]).errors(lag) for lag in range(task.order)]
     curve = {own.heads: own for own in allocate(range(task.order), heads * dim, rows, task.spectra).curve}
     return curve[heads].heads_of_lag
 

@@ -10,10 +10,10 @@ import numpy as np
 import pydantic
 
 from headcount import store
-from headcount.allocation.kernels import search
 from headcount.allocation.schemes import Array, Rope
+from headcount.allocation.search import search
 from headcount.allocation.solver import allocate, tails
-from headcount.allocation.table import position_errors
+from headcount.allocation.table import RANGE, shipped
 from headcount.experiments import start
 from headcount.models.positional import Position
 from headcount.tasks.ngram import NGram
@@ -44,7 +44,7 @@ class Kept:
 def predicted(task: NGram, position: Position, heads: int, dim: int, kept: Kept) -> float | None:
     """The solver's error of H uniform heads (an upper bound), over the target's own root mean square.
 
-    None with fewer heads than lags. RoPE's E_pos is that of floor(d / 2) pairs within a logit budget of 16.
+    None with fewer heads than lags. RoPE's E_pos is that of floor(d / 2) pairs, logits within [-8, 8].
     """
     if heads < task.order:
         return None
@@ -52,7 +52,7 @@ def predicted(task: NGram, position: Position, heads: int, dim: int, kept: Kept)
 
     def row(lag: int) -> Array:
         if position != "rope":
-            return np.array(kept.get(f"{scheme} {lag}", lambda: position_errors(scheme, lag)))  # type: ignore[arg-type]
+            return shipped(scheme).errors(lag)
         if dim < 4:  # one pair, one frequency of one token: more than half of the weight is elsewhere
             return np.ones(32)
         return np.array(kept.get(f"rope {2 * (dim // 2)} {lag}", lambda: _rope_row(2 * (dim // 2), lag)))
@@ -63,7 +63,7 @@ def predicted(task: NGram, position: Position, heads: int, dim: int, kept: Kept)
 
 
 def _rope_row(dim: int, lag: int) -> list[float]:
-    fits = search(Rope(64, start.BUDGET, dim), lag, _ROPE_HEADS)
+    fits = search(Rope(64, RANGE / 2, dim), lag, _ROPE_HEADS)
     errors = [fit.error for fit in fits]
     return errors + errors[-1:] * (32 - len(errors))
 
