@@ -217,6 +217,8 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
             if mean is not None:
                 width = 0.0 if half is None or math.isnan(half) else half
                 left.errorbar([mean], [place], xerr=[width], color=colour, marker="o", capsize=3)
+            elif row["scheme"] == "uniform":
+                left.plot([0], [place], color=colour, marker="o")
         left.axvline(0, color=GREY, linewidth=1)
         left.set_yticks(list(places), [row["scheme"] for row in rows])
         left.set_ylim(len(rows) - 0.5, -0.5)
