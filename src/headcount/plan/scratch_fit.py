@@ -145,14 +145,14 @@ def _widths(shape: Shape, sizes: Sizes, mean: float, multiple: int) -> list[int]
 
 def _with_mlps(shape: Shape, sizes: Sizes, heads: list[Heads], params: int, multiple: int) -> DecoderSpec | None:
     """The widest MLPs that parameters allow; ``None`` where the narrowest are too many."""
-    steps = multiple * 16
 
     def at(step: int) -> DecoderSpec:
         return _spec(shape, sizes, heads, _widths(shape, sizes, step * multiple / 16, multiple))
 
     if at(1).params > params:
         return None
-    low, high = 1, steps + 16 * params // (3 * sizes.hidden * sizes.layers * multiple)
+    # MLPs alone of the widest mean tried have all the parameters; a step is a 16th of a multiple, for OpenELM's widths.
+    low, high = 1, 16 + 16 * params // (3 * sizes.hidden * sizes.layers * multiple)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if at(middle).params <= params else (low, middle - 1)
