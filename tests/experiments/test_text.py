@@ -24,6 +24,7 @@ from headcount.experiments.text_spec import TextSpec, checked
 from headcount.experiments.train import train
 from headcount.models import parameters
 from headcount.models.decoder import build_decoder
+from headcount.plan import scratch_shapes
 from headcount.pretrained.texts import documents
 
 TOY = TextSpec(
@@ -144,6 +145,14 @@ def test_rows_say_what_was_trained_and_are_found_again(tmp_path: Path) -> None:
         assert checked(row.spec) == spec and sweep.read_row(tmp_path / "work", spec) == row
     assert sweep.status(tmp_path / "work") == {"runs": 2, "done": 2, "failed": 0, "missing": 0}
     assert "text bits_per_byte" in (tmp_path / "work" / "table.csv").read_text()
+
+
+def test_a_changed_rule_makes_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = [TOY.model_copy(update={"model": model}) for model in ("planned", "uniform")]
+    before = [sweep.digest(TextSpec.checked(spec.inputs())) for spec in specs]
+    monkeypatch.setattr(scratch_shapes, "LAST_KEYS", 0.25)
+    planned, uniform = (sweep.digest(TextSpec.checked(spec.inputs())) for spec in specs)
+    assert planned != before[0] and uniform == before[1]
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -48,6 +49,10 @@ class Spec(pydantic.BaseModel):
     def inputs(self) -> dict[str, Any]:
         """The fields as JSON values, without those at None: what a run folder is made from."""
         return self.model_dump(mode="json", exclude_none=True)
+
+    def identity(self) -> str:
+        """What two runs must share for one's result to be the other's."""
+        return json.dumps(self.inputs(), sort_keys=True)
 
 
 class RunSpec(Spec):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,8 +47,8 @@ class _Runs(pydantic.BaseModel):
 
 
 def digest(spec: AnySpec) -> str:
-    """The name of a run: a hash of its fields."""
-    return store.digest(json.dumps(spec.inputs(), sort_keys=True))
+    """The name of a run: a hash of its fields (of text, of the planned model besides)."""
+    return store.digest(spec.identity())
 
 
 def run_one(spec: AnySpec, folder: Path | None = None, keep: bool = False) -> Row:

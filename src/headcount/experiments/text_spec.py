@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -56,19 +55,12 @@ class TextSpec(Spec):
     checkpoint_every: Count = 250
     snapshots: tuple[int, ...] = ()
 
-    @cached_property
+    @property
     def design(self) -> DecoderSpec:
         """The model that the scheme makes of the budget."""
-        return self._designed(
-            self.model, self._designed("uniform").cache_bytes_per_token() if self.equal_cache else None
-        )
-
-    def _designed(self, scheme: str, cache_bytes: int | None = None) -> DecoderSpec:
-        found = plan_scratch(
-            layers=self.layers, hidden=self.hidden, context=self.context, vocab=self.vocab, params=self.parameters,
-            scheme=scheme, cache_bytes=cache_bytes, multiples=(1,),
-        )  # fmt: skip
-        return found.record.model
+        sizes = (self.layers, self.hidden, self.context, self.vocab, self.parameters)
+        cache_bytes = _design("uniform", *sizes).cache_bytes_per_token() if self.equal_cache else None
+        return _design(self.model, *sizes, cache_bytes)
 
     @property
     def higher_is_better(self) -> bool:
@@ -90,6 +82,10 @@ class TextSpec(Spec):
         _ = self.design
         return self
 
+    def identity(self) -> str:
+        """The fields and the model's sizes: once the planner's rules change, a scheme's old results are not its own."""
+        return super().identity() + self.design.model_dump_json(exclude={"layers": {"__all__": {"reason"}}})
+
     def described(self) -> dict[str, Any]:
         """What a run is of, as its result says it."""
         return {
@@ -98,6 +94,22 @@ class TextSpec(Spec):
             "model": self.model,
             "config": self.design.model_dump(mode="json"),
         }
+
+
+def _design(
+    scheme: str, layers: int, hidden: int, context: int, vocab: int, params: int, cache_bytes: int | None = None
+) -> DecoderSpec:
+    """A scheme's model; MLP widths are whole numbers, so that all schemes come close to one number of parameters."""
+    return plan_scratch(
+        layers=layers,
+        hidden=hidden,
+        context=context,
+        vocab=vocab,
+        params=params,
+        scheme=scheme,
+        cache_bytes=cache_bytes,
+        multiples=(1,),
+    ).record.model
 
 
 AnySpec = RunSpec | TextSpec
