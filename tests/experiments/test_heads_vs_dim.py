@@ -76,7 +76,7 @@ def test_a_constructed_model_starts_with_the_error_of_its_layer(position: str) -
     found = train(own)
     _, layer = start.best_known(TASK, position, 4, 4)  # type: ignore[arg-type]
     closed = squares.error(layer, *start.problem(TASK, 64))
-    # 400 sequences of 64 tokens of 8 numbers; the error is dominated by few directions. Free biases miss nothing (6e-7):
+    # 400 sequences of 64 tokens of 8 numbers; the error is dominated by few directions. Free biases miss nothing:
     # there float32 weights are off by 2^-24 of themselves, summed over the lags.
     assert start.relative_error(TASK, found.score) == pytest.approx(closed, rel=0.03, abs=2e-6)
     body = found.model.body

@@ -25,9 +25,11 @@ from headcount.experiments.figures import (
     qsa_samples,
     qsa_width,
     registry,
+    scratch_lm,
 )
 from headcount.experiments.spec import RunSpec
 from headcount.experiments.sweep import Row
+from headcount.experiments.text_spec import TextSpec, checked
 
 TINY = {"steps": 4, "batch": 8, "evaluations": 16, "evaluate_every": 4, "target": None}
 
@@ -35,7 +37,7 @@ TINY = {"steps": 4, "batch": 8, "evaluations": 16, "evaluate_every": 4, "target"
 def tiny(figure: base.LabFigure, count: int, stride: int = 1, **change: Any) -> base.LabFigure:
     """The figure with a few runs of its quick plan, cut short."""
     specs = [
-        RunSpec.checked({k: v for k, v in (spec.inputs() | TINY | change).items() if v is not None})
+        checked({k: v for k, v in (spec.inputs() | TINY | change).items() if v is not None})
         for spec in figure.plan("quick")[::stride][:count]
     ]
     return dataclasses.replace(figure, plan=lambda scale: specs)
@@ -47,6 +49,17 @@ CASES = {
     "qsa-width": tiny(qsa_width.FIGURE, 3, 6),
     "match3-orders": tiny(match3_orders.FIGURE, 4),
     "memory": tiny(memory.FIGURE, 4, 3),
+    "scratch-lm": tiny(
+        scratch_lm.FIGURE,
+        10,
+        layers=2,
+        hidden=32,
+        context=16,
+        vocab=300,
+        parameters=40_000,
+        kinds=["prose"],
+        examined=4,
+    ),
     "heads-vs-dim": tiny(heads_vs_dim.FIGURE, 2, 1),
 }
 
@@ -70,7 +83,9 @@ def test_every_run_of_the_plans_can_be_built(name: str) -> None:
         assert len({sweep.digest(spec) for spec in specs}) == len(specs) > 0
         for spec in {spec.model_copy(update={"seed": 0}) for spec in specs}:
             spec.check()
-            if spec.width is None:
+            if isinstance(spec, TextSpec):
+                assert 0.97 * spec.parameters <= spec.design.params <= spec.parameters
+            elif spec.width is None:
                 assert abs(models.count(spec.config, spec.reading) - spec.parameters) <= 0.02 * spec.parameters
 
 

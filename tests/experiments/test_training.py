@@ -61,6 +61,30 @@ def test_same_seed_same_weights() -> None:
     assert not all(torch.equal(first[key], other[key]) for key in first)
 
 
+@pytest.mark.parametrize("change", [{}, {"samples": 40}], ids=["fresh", "fixed"])
+def test_the_loop_is_the_one_written_out(change: dict[str, Any]) -> None:
+    """Build, draw, AdamW with the rate's schedule and clipping: bit by bit, whatever else the loop can train."""
+    spec = TOY.model_copy(update=change)
+    run = train(spec)
+    model = models.build(spec.config, spec.reading, spec.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
+    source, losses = Source(spec), []
+    for step in range(spec.steps):
+        portion = source.batch(step)
+        for group in optimizer.param_groups:
+            group["lr"] = spec.learning_rate * rate(step, spec.steps, spec.warmup)
+        loss = (model(portion.inputs, portion.modulus) - portion.targets).square().sum(-1).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert run.curve.losses == losses
+    assert all(torch.equal(run.model.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    held = exam.held_out(spec, "uniform", spec.evaluations)
+    assert run.score == run.curve.scores[-1][1] == exam.evaluate(model, held)
+
+
 MATCH = {"task": "match3", "tokens": 8, "start_tokens": 4, "sparsity": None, "dim": None}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from headcount.pretrained.register import register_trimmed, register_with_transformers
 
 
@@ -32,6 +34,23 @@ def test_importing_headcount_imports_nothing_heavy_and_waits_for_transformers() 
         "from transformers import AutoConfig, AutoModelForCausalLM\n"
         "config = AutoConfig.for_model('headcount_gpt2')\n"
         "assert AutoModelForCausalLM._model_mapping[type(config)].__name__ == 'HeadcountGPT2ForCausalLM'\n"
+        "assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith('headcount')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    "first", ["LlamaForCausalLM", "GenerationMixin", "AutoTokenizer", "pipeline", "GPT2LMHeadModel, LlamaForCausalLM"]
+)
+def test_whatever_of_transformers_is_imported_first(first: str) -> None:
+    """The auto classes may be imported on the way to something else that our models need themselves."""
+    code = (
+        "import headcount, sys\n"
+        f"from transformers import {first}, AutoConfig, AutoModelForCausalLM\n"
+        "from transformers import AutoModelForCausalLM as again\n"
+        "assert again is AutoModelForCausalLM\n"
+        "for name in ('headcount_llama', 'unequal_llama'):\n"
+        "    assert type(AutoConfig.for_model(name)) in AutoModelForCausalLM._model_mapping\n"
         "assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith('headcount')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdin=subprocess.DEVNULL)

@@ -22,7 +22,7 @@ from headcount.pretrained.texts import (
 )
 
 
-@pytest.mark.parametrize("kind", CALIBRATED)
+@pytest.mark.parametrize("kind", [*CALIBRATED, "library"])
 def test_splits_are_disjoint_and_everything(kind: str) -> None:
     calibration, evaluation = documents(kind, "calibration"), documents(kind, "evaluation")
     names = [{document.name for document in part} for part in (calibration, evaluation)]
@@ -55,6 +55,17 @@ def test_a_documents_split_depends_on_its_name_alone() -> None:
     assert {name: name in prose for name in known} == known
 
 
+def test_the_library_is_source_that_code_has_not() -> None:
+    """But for a package marker of one line; and nothing that is held out is in any training half."""
+    kinds = (*CALIBRATED, "library")
+    train = {kind: {document.text for document in documents(kind, "calibration")} for kind in kinds}
+    held_out = {kind: {document.text for document in documents(kind, "evaluation")} for kind in kinds}
+    library = train["library"] | held_out["library"]
+    assert all(len(text) < 100 for text in library & (train["code"] | held_out["code"]))
+    assert not set.union(*train.values()) & set.union(*held_out.values())
+    assert sum(map(len, library)) > 2_000_000
+
+
 @pytest.fixture(scope="module")
 def licences() -> list[Document]:
     """Made once: the lists of files of all distributions are read for them."""
@@ -74,7 +85,7 @@ def test_licences_are_each_wording_once(licences: list[Document]) -> None:
 
 
 def test_an_unknown_kind_is_refused_with_the_list() -> None:
-    with pytest.raises(HeadcountError, match=r"unknown kind of text 'poems'; known kinds: prose, code, licences"):
+    with pytest.raises(HeadcountError, match=r"kind of text 'poems'; known kinds: prose, code, library, licences"):
         documents("poems", "evaluation")
 
 

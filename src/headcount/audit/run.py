@@ -31,7 +31,7 @@ from headcount.audit.record import (
 )
 from headcount.audit.spectra import directions, head_blocks
 from headcount.errors import HeadcountError
-from headcount.pretrained.families import family_of, read_spec
+from headcount.pretrained.families import UNEQUAL, family_of, read_spec
 from headcount.pretrained.loading import fingerprint, is_trimmed
 from headcount.progress import Progress, silent
 from headcount.spec import ModelSpec
@@ -158,6 +158,8 @@ def check_inputs(model: PreTrainedModel, windows: Mapping[str, torch.Tensor], me
     family = family_of(model.config)
     if is_trimmed(model):
         raise HeadcountError("the model is trimmed already", fix="audit the model it was made from")
+    if family.model_type == UNEQUAL:
+        raise HeadcountError(f"{family.name} cannot be audited", fix="audit a model whose layers are equal")
     if metric not in ("fisher", "output", "whitened"):
         raise HeadcountError(f"unknown metric {metric!r}", fix="use fisher, output or whitened")
     if metric == "fisher" and model.get_output_embeddings() is None:

@@ -9,6 +9,7 @@ import typer
 
 GROUPS: tuple[str, ...] = (
     "model",
+    "scratch",
     "results",
     "task",
     "construct",

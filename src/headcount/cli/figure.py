@@ -18,7 +18,8 @@ def register(app: typer.Typer) -> None:
 
 def figure(
     name: Annotated[
-        str, typer.Argument(help="qsa-pattern, qsa-samples, qsa-width, match3-orders, memory or heads-vs-dim.")
+        str,
+        typer.Argument(help="qsa-pattern, qsa-samples, qsa-width, match3-orders, memory, heads-vs-dim or scratch-lm."),
     ],
     scale: Annotated[
         Literal["quick", "full"], typer.Option("--scale", help="quick: under 3 minutes on 2 cores.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from headcount.cli import scratch as scratch_options
 from headcount.cli.common import Json, Out, Overwrite, Seed, emit_json, offered, progress_bars, show
 
 Source = Annotated[str, typer.Argument(help="A folder, a hub name (owner/name), a .gguf file, or 'demo'.")]
@@ -145,20 +146,48 @@ def audit(
 
 
 def plan(
-    folder: Annotated[Path, typer.Argument(help="The folder of an audit.")],
+    context: typer.Context,
+    folder: Annotated[Path | None, typer.Argument(help="The folder of an audit; none with --scratch.")] = None,
     cache: Annotated[float, typer.Option("--cache", help="Share of the dense cache to keep, in (0, 1].")] = 0.5,
     form: Form = "fast",
     allocator: Allocator = "greedy",
     multiple: Annotated[int, typer.Option("--multiple", help="Ranks are multiples of this.")] = 4,
+    scratch: scratch_options.Scratch = None,
+    layers: scratch_options.Layers = None,
+    hidden: scratch_options.Hidden = None,
+    tokens: scratch_options.Context = None,
+    params: scratch_options.Params = None,
+    cache_bytes: scratch_options.CacheBytes = None,
+    flops: scratch_options.Flops = None,
+    vocab: scratch_options.Vocab = None,
+    scheme: scratch_options.Scheme = None,
+    source: scratch_options.From = None,
+    head_dim: scratch_options.HeadDim = None,
+    group: scratch_options.Group = None,
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Split a cache budget over layers and sides, from the evidence of an audit."""
+    """Split a cache budget over layers and sides, from the evidence of an audit; or shape a new model (--scratch)."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, own in sources.items() if own is not None and own.name == "COMMANDLINE"}
+    scratch_options.check_plan_options(given)
+    if scratch is not None:
+        scratch_options.run_plan(
+            scratch,
+            {
+                "layers": layers, "hidden": hidden, "context": tokens, "params": params, "cache_bytes": cache_bytes,
+                "flops": flops, "vocab": vocab, "scheme": scheme, "audit": source, "head_dim": head_dim,
+                "group": group, "out": out, "overwrite": overwrite,
+            },
+            as_json,
+        )  # fmt: skip
+        return
     from headcount.audit.record import Audit
     from headcount.plan.make import plan as make
     from headcount.plan.make import summary_json
 
+    assert folder is not None, "check_plan_options asks for it"
     found = Audit.open(folder)
     place = out or folder.parent / f"plan-{form}-{allocator}-{cache:g}"
     made = make(

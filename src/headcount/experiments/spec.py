@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
@@ -23,7 +24,39 @@ MODEL_OPTIONS = (
 """Fields that are options of the model."""
 
 
-class RunSpec(pydantic.BaseModel):
+class Spec(pydantic.BaseModel):
+    """What every kind of training run is described by: fields that are checked, and that name it."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), ignored_types=(cached_property,)
+    )
+
+    @classmethod
+    def checked(cls, fields: dict[str, Any]) -> Self:
+        """From untyped fields; what is unknown or out of range is named in a HeadcountError."""
+        unknown = sorted(set(fields) - set(cls.model_fields))
+        if unknown:
+            raise HeadcountError(
+                f"{', '.join(map(repr, unknown))} is no field of a run",
+                fix=f"the fields are {', '.join(cls.model_fields)}",
+            )
+        try:
+            return cls(**fields)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise HeadcountError(f"{name}: {first['msg']}, not {first.get('input')!r}", fix=f"change {name}") from None
+
+    def inputs(self) -> dict[str, Any]:
+        """The fields as JSON values, without those at None: what a run folder is made from."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def identity(self) -> str:
+        """What two runs must share for one's result to be the other's."""
+        return json.dumps(self.inputs(), sort_keys=True)
+
+
+class RunSpec(Spec):
     """A task, a model, and how it is trained. Fields left at None take the task's or the model's default.
 
     residual, mlp, blank: of attention, off for tasks that ask for a mean (the bare unit of the theory), on for
@@ -40,10 +73,6 @@ class RunSpec(pydantic.BaseModel):
     >>> RunSpec(task="match3", model="lstm", tokens=8).config.name
     'lstm'
     """
-
-    model_config = pydantic.ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), ignored_types=(cached_property,)
-    )
 
     task: str
     model: str = "attention"
@@ -93,22 +122,6 @@ class RunSpec(pydantic.BaseModel):
     evaluations: Annotated[int, pydantic.Field(ge=1)] = 256
     checkpoint_every: Annotated[int, pydantic.Field(ge=1)] = 500
     snapshots: tuple[int, ...] = ()
-
-    @classmethod
-    def checked(cls, fields: dict[str, Any]) -> RunSpec:
-        """From untyped fields; what is unknown or out of range is named in a HeadcountError."""
-        unknown = sorted(set(fields) - set(cls.model_fields))
-        if unknown:
-            raise HeadcountError(
-                f"{', '.join(map(repr, unknown))} is no field of a run",
-                fix=f"the fields are {', '.join(cls.model_fields)}",
-            )
-        try:
-            return cls(**fields)
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise HeadcountError(f"{name}: {first['msg']}, not {first.get('input')!r}", fix=f"change {name}") from None
 
     @cached_property
     def problem(self) -> Task:
@@ -185,6 +198,11 @@ class RunSpec(pydantic.BaseModel):
                 raise HeadcountError(f"no start is constructed for {self.position}", fix="use alibi or relative")
         return self
 
-    def inputs(self) -> dict[str, Any]:
-        """The fields as JSON values, without those at None: what a run folder is made from."""
-        return self.model_dump(mode="json", exclude_none=True)
+    def described(self) -> dict[str, Any]:
+        """What a run is of, as its result says it."""
+        return {
+            "task": self.task,
+            "sizes": self.problem.parameters(),
+            "model": self.model,
+            "config": self.config.settings(),
+        }

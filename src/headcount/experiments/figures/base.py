@@ -14,8 +14,8 @@ from scipy.stats import t as student
 from headcount import store
 from headcount.errors import HeadcountError
 from headcount.experiments import sweep
-from headcount.experiments.spec import RunSpec
 from headcount.experiments.sweep import Row
+from headcount.experiments.text_spec import AnySpec
 from headcount.experiments.train import time_of_a_step
 from headcount.progress import Progress, silent
 
@@ -34,7 +34,7 @@ class LabFigure:
 
     name: str
     title: str
-    plan: Callable[[Scale], list[RunSpec]]
+    plan: Callable[[Scale], Sequence[AnySpec]]
     data: Callable[[Sequence[Row], Path], Data]
     verdict: Callable[[Data], str]
     draw: Callable[[Data, Path], Mapping[str, Path]]
@@ -93,7 +93,7 @@ def estimate_seconds(figure: LabFigure, scale: Scale, work: Path, workers: int) 
     missing = [
         spec for spec in figure.plan(scale) if (row := sweep.read_row(work, spec)) is None or row.error is not None
     ]
-    seconds: dict[RunSpec, float] = {}
+    seconds: dict[AnySpec, float] = {}
     total = 0.0
     for spec in missing:
         sort = spec.model_copy(update={"seed": 0, "samples": None, "steps": 1000, "snapshots": ()})

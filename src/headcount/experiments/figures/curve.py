@@ -20,10 +20,12 @@ def draw(runs: Sequence[Trained], folder: Path, name: str = "curve") -> dict[str
         axes.plot(*zip(*run.curve.scores, strict=True), color=colour, label=run.spec.model)
         rows += [{"model": run.spec.model, "step": s, run.spec.score_name: v} for s, v in run.curve.scores]
     first = runs[0].spec
+    sizes = first.described()["sizes"]
+    tokens = sizes.get("tokens", sizes.get("context"))
     if not first.higher_is_better:
         axes.set_yscale("log")
     axes.set_xlabel("steps")
     axes.set_ylabel(first.score_name.replace("_", " "))
-    axes.set_title(f"{first.task}, N = {first.problem.tokens}")
+    axes.set_title(f"{first.task}, N = {tokens}")
     axes.legend(frameon=False)
     return write_figure(figure, rows, folder, name)

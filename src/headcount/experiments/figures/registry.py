@@ -5,11 +5,20 @@ from __future__ import annotations
 import difflib
 
 from headcount.errors import HeadcountError
-from headcount.experiments.figures import heads_vs_dim, match3_orders, memory, qsa_pattern, qsa_samples, qsa_width
+from headcount.experiments.figures import (
+    heads_vs_dim,
+    match3_orders,
+    memory,
+    qsa_pattern,
+    qsa_samples,
+    qsa_width,
+    scratch_lm,
+)
 from headcount.experiments.figures.base import LabFigure
 
 _FIGURES: dict[str, LabFigure] = {
-    module.NAME: module.FIGURE for module in (qsa_pattern, qsa_samples, qsa_width, match3_orders, memory, heads_vs_dim)
+    module.NAME: module.FIGURE
+    for module in (qsa_pattern, qsa_samples, qsa_width, match3_orders, memory, heads_vs_dim, scratch_lm)
 }
 
 

@@ -1,0 +1,246 @@
+"""Figure: language models trained from scratch, planned against uniform and OpenELM's, at equal parameters and cache.
+
+Two settings. *parameters*: all models have the same number of parameters, whatever their cache. *cache*: the same
+parameters and at most the uniform model's cache. Within a seed all models see the same batches, so schemes are compared
+by paired differences. The single rules of the planner are trained too, to see which of them helps.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from headcount import store
+from headcount.attention.bench import thread_count
+from headcount.evaluate.size import Size, Subject
+from headcount.evaluate.speed import measure_speed
+from headcount.experiments.figure import BLUE, GREEN, GREY, ORANGE, PINK, write_figure
+from headcount.experiments.figures.base import Data, LabFigure, Scale, mean_and_half_width
+from headcount.experiments.sweep import Row
+from headcount.experiments.text_spec import TextSpec
+from headcount.models.decoder import build_decoder
+
+NAME = "scratch-lm"
+SETTINGS = ("parameters", "cache")
+BASELINES = ("uniform", "openelm")
+MAIN = (("uniform", False), ("openelm", False), ("planned", False), ("openelm", True), ("planned", True))
+"""Schemes, and whether they are held to the uniform model's cache."""
+SINGLE_RULES = (("planned-heads", False), ("planned-values", False))
+"""Their cache is the uniform model's by themselves."""
+COLOURS = {"uniform": GREY, "openelm": ORANGE, "planned": BLUE, "planned-heads": GREEN, "planned-values": PINK}
+
+SPEED = "speed.json"
+DECODE = {"full": Size(8, 1024), "quick": Size(2, 64)}
+ROUNDS = 15
+
+
+def plan(scale: Scale) -> list[TextSpec]:
+    """The same text, steps and budget for all; ``full`` adds the single rules and a third seed."""
+    if scale == "quick":
+        fixed: dict[str, Any] = {
+            "layers": 4, "hidden": 64, "context": 64, "vocab": 512, "parameters": 250_000, "kinds": ("prose", "code"),
+            "steps": 150, "batch": 8, "learning_rate": 3e-3, "warmup": 30, "evaluate_every": 75,
+        }  # fmt: skip
+        schemes: tuple[tuple[str, bool], ...] = MAIN
+        seeds = 2
+    else:
+        fixed = {
+            "layers": 6, "hidden": 192, "context": 256, "vocab": 1024, "parameters": 2_000_000, "autocast": True,
+            "steps": 900, "batch": 8, "learning_rate": 3e-3, "warmup": 100, "evaluate_every": 150,
+        }  # fmt: skip
+        schemes, seeds = MAIN + SINGLE_RULES, 3
+    return [
+        TextSpec(model=model, equal_cache=equal, seed=seed, **fixed)
+        for seed in range(seeds)
+        for model, equal in schemes
+    ]
+
+
+class _Speed(pydantic.BaseModel):
+    """Seconds of one decoding step by model and way, in the order in which they were taken in turns."""
+
+    batch: int
+    context: int
+    threads: int
+    seconds: dict[str, dict[str, list[float]]]
+
+
+def data(rows: Sequence[Row], folder: Path) -> Data:
+    """A row for each setting and scheme: size, cache, losses, paired differences to the baselines, decode speed."""
+    runs: dict[tuple[str, bool], dict[int, Row]] = {}
+    for row in rows:
+        runs.setdefault((row.spec["model"], row.spec["equal_cache"]), {})[row.spec["seed"]] = row
+    specs = {key: TextSpec.checked(next(iter(own.values())).spec) for key, own in runs.items()}
+    speed = _speed(specs, folder)
+    found: Data = []
+    for setting in SETTINGS:
+        members = {model: key for key in runs if (model := _in_setting(key, specs, setting)) is not None}
+        for model, key in members.items():
+            design, own = specs[key].design, runs[key]
+            losses = {seed: _score(row, "loss") for seed, row in own.items()}
+            mean, half = mean_and_half_width(list(losses.values()))
+            entry: dict[str, Any] = {
+                "setting": setting, "scheme": model, "seeds": len(own), "parameters": design.params,
+                "cache_bytes_per_token": design.cache_bytes_per_token(),
+                "trained_tokens": specs[key].steps * specs[key].batch * specs[key].context,
+                "loss": mean, "loss_half_width": half,
+                "bits_per_byte": statistics.fmean(_score(row, "bits_per_byte") for row in own.values()),
+                "losses": " ".join(f"{loss:.4f}" for _, loss in sorted(losses.items())),
+            }  # fmt: skip
+            for baseline in BASELINES:
+                other = {seed: _score(row, "loss") for seed, row in runs.get(members.get(baseline, key), {}).items()}
+                paired = [losses[seed] - other[seed] for seed in sorted(losses) if seed in other]
+                shown = baseline in members and baseline != model and len(paired) > 0
+                difference = mean_and_half_width(paired) if shown else (None, None)
+                entry |= dict(zip((f"minus_{baseline}", f"minus_{baseline}_half_width"), difference, strict=True))
+            found.append(entry | _decoding(speed, _name(key), _name(members.get("uniform", key))))
+    return found
+
+
+def _in_setting(key: tuple[str, bool], specs: dict[tuple[str, bool], TextSpec], setting: str) -> str | None:
+    """The scheme of a run as it is called in a setting; ``None`` where it does not belong.
+
+    A model whose cache is within the uniform one's by itself, and no smaller by 1% or more, needs no second run.
+    """
+    model, equal = key
+    if setting == "parameters":
+        return None if equal else model
+    if equal or (model, True) in specs:
+        return model if equal else None
+    if ("uniform", False) not in specs:
+        return None
+    limit = specs["uniform", False].design.cache_bytes_per_token()
+    return model if 0.99 * limit < specs[key].design.cache_bytes_per_token() <= limit else None
+
+
+def _score(row: Row, name: str) -> float:
+    assert row.result is not None, "rows with errors are left out before"
+    return float(row.result["scores"]["text"][name])
+
+
+def _name(key: tuple[str, bool]) -> str:
+    return key[0] + (" at equal cache" if key[1] else "")
+
+
+def _speed(specs: dict[tuple[str, bool], TextSpec], folder: Path) -> _Speed:
+    """Decoding steps of all models in turns; measured once and kept, so that a figure is drawn again the same."""
+    size = DECODE["quick" if next(iter(specs.values())).hidden < 128 else "full"]
+    if (folder / SPEED).is_file():
+        kept = store.read_json(folder / SPEED, _Speed)
+        if set(kept.seconds) == {_name(key) for key in specs}:
+            return kept
+    subjects = [
+        Subject(_name(key), build_decoder(spec.design).eval().requires_grad_(False), spec.design.attention)
+        for key, spec in specs.items()
+    ]
+    with thread_count(1):
+        record = measure_speed(subjects, size, rounds=ROUNDS, prefill_tokens=size.context)
+    speed = _Speed(
+        batch=size.batch,
+        context=size.context,
+        threads=record.threads,
+        seconds={model.name: {way.way: way.decode_seconds for way in model.ways} for model in record.models},
+    )
+    store.write_json(folder / SPEED, speed)
+    return speed
+
+
+def _decoding(speed: _Speed, name: str, uniform: str) -> dict[str, Any]:
+    """Tokens a second (medians), and the median over rounds of the uniform model's time over this one's."""
+    entry: dict[str, Any] = {"decode": f"{speed.batch}x{speed.context}", "decode_threads": speed.threads}
+    for way in ("stock", "own"):
+        own, base = speed.seconds[name][way], speed.seconds[uniform][way]
+        entry[f"decode_tokens_per_s_{way}"] = round(speed.batch / statistics.median(own), 1)
+        entry[f"decode_speedup_{way}"] = round(statistics.median(b / o for b, o in zip(base, own, strict=True)), 3)
+    return entry
+
+
+def decided(mean: float | None, half: float | None) -> str:
+    """What a paired difference in loss and its 95% interval say of the first model.
+
+    >>> decided(-0.02, 0.01), decided(0.02, 0.01), decided(-0.02, 0.03), decided(-0.02, math.nan)
+    ('better', 'worse', 'not decided', 'not decided')
+    """
+    if mean is None or half is None or math.isnan(half) or abs(mean) <= half:
+        return "not decided"
+    return "better" if mean < 0 else "worse"
+
+
+def verdict(data: Data) -> str:
+    """Planned against both baselines in both settings, then the single rules."""
+    parts = []
+    for setting in SETTINGS:
+        row = next((own for own in data if own["setting"] == setting and own["scheme"] == "planned"), None)
+        if row is None:
+            continue
+        said = " and ".join(_compared(row, baseline) for baseline in BASELINES if row[f"minus_{baseline}"] is not None)
+        where = "parameters" if setting == "parameters" else "parameters and cache"
+        uniform = next((own for own in data if own["setting"] == setting and own["scheme"] == "uniform"), row)
+        share = row["cache_bytes_per_token"] / uniform["cache_bytes_per_token"]
+        sizes = f"{row['parameters']:,}, {row['trained_tokens']:,} tokens, {row['seeds']} seeds"
+        parts.append(
+            f"At equal {where} ({sizes}) the planned model is {said}; its cache is {share:.2f} of uniform's and it "
+            f"decodes {row['decode_speedup_own']:.2f} times as fast"
+        )
+    rules = [row for row in data if row["setting"] == "parameters" and row["scheme"].startswith("planned-")]
+    if rules:
+        parts.append("Single rules: " + "; ".join(f"{row['scheme']} is {_compared(row, 'uniform')}" for row in rules))
+    return ". ".join(parts) + "."
+
+
+def _compared(row: dict[str, Any], baseline: str) -> str:
+    mean, half = row[f"minus_{baseline}"], row[f"minus_{baseline}_half_width"]
+    word = decided(mean, half)
+    shown = f"{mean:+.4f} +- {half:.4f} nats a token against {baseline}"
+    return f"{word} ({shown})"
+
+
+def draw(data: Data, folder: Path) -> dict[str, Path]:
+    """Differences in loss, cache and decoding speed, a line a scheme, the settings one above the other."""
+    from matplotlib.figure import Figure
+
+    settings = [setting for setting in SETTINGS if any(row["setting"] == setting for row in data)]
+    counts = [sum(row["setting"] == setting for row in data) for setting in settings]
+    figure = Figure(figsize=(9.6, 1.6 + 0.42 * sum(counts)), layout="constrained")
+    panels = figure.subplots(len(settings), 3, sharex="col", squeeze=False, height_ratios=counts)
+    for setting, (left, middle, right) in zip(settings, panels, strict=True):
+        rows = [row for row in data if row["setting"] == setting]
+        places = range(len(rows))
+        colours = [COLOURS.get(row["scheme"], GREY) for row in rows]
+        for place, row, colour in zip(places, rows, colours, strict=True):
+            mean, half = row["minus_uniform"], row["minus_uniform_half_width"]
+            if mean is not None:
+                width = 0.0 if half is None or math.isnan(half) else half
+                left.errorbar([mean], [place], xerr=[width], color=colour, marker="o", capsize=3)
+            elif row["scheme"] == "uniform":
+                left.plot([0], [place], color=colour, marker="o")
+        left.axvline(0, color=GREY, linewidth=1)
+        left.set_yticks(list(places), [row["scheme"] for row in rows])
+        left.set_ylim(len(rows) - 0.5, -0.5)
+        cache = [row["cache_bytes_per_token"] / 1024 for row in rows]
+        speed = [row["decode_tokens_per_s_own"] for row in rows]
+        for axes, values in ((middle, cache), (right, speed)):
+            axes.barh(list(places), values, color=colours, height=0.6)
+            axes.set_yticks([])
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+            for place, value in zip(places, values, strict=True):
+                axes.annotate(
+                    f"{value:,.1f}" if value < 100 else f"{value:,.0f}", (value, place), xytext=(3, 0),
+                    textcoords="offset points", va="center", fontsize=8,
+                )  # fmt: skip
+            axes.margins(x=0.2)
+        where = "equal parameters" if setting == "parameters" else "equal parameters and cache"
+        left.set_title(f"{where} ({rows[0]['parameters']:,})", fontsize=10, loc="left")
+    first = data[0]
+    panels[-1][0].set_xlabel("held-out loss minus uniform's, nats a token\n(mean over seeds, 95% interval)")
+    panels[-1][1].set_xlabel("cache, KiB a token (float32)")
+    panels[-1][2].set_xlabel(f"decoding, tokens a second\n(batch x context {first['decode']}, CPU)")
+    return write_figure(figure, data, folder, NAME)
+
+
+FIGURE = LabFigure(NAME, "Language models from scratch", plan, data, verdict, draw)
