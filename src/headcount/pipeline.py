@@ -204,23 +204,9 @@ def demo(
     from headcount.report.collect import from_run, made_by
     from headcount.report.page import write_report
 
-    label = Choice(cache, form, allocator, metric, repair).label
-    audit = audit_model(
-        opened,
-        metric=metric,
-        tokens=size.tokens,
-        kept_tokens=size.kept_tokens,
-        out=out / f"audit-{metric}",
-        seed=seed,
-        overwrite=overwrite,
-        progress=progress,
-    )
-    planned = plan(audit, cache=cache, form=form, allocator=allocator, out=out / f"plan-{label}", overwrite=overwrite)
-    place = out / f"model-{label}"
-    trimmed, _ = trim_to_folder(
-        opened.model, opened.tokenizer, planned, place, repair_output=repair, overwrite=overwrite, progress=progress
-    )
-    small = OpenModel(label, trimmed, opened.tokenizer, read_spec(trimmed), fingerprint(trimmed))
+    choice = Choice(cache, form, allocator, metric, repair)
+    label = choice.label
+    audit, planned, small = make_trimmed(opened, out, choice, size, seed, overwrite, progress)
     found = evaluate(
         [opened, small],
         windows=size.windows,
@@ -233,7 +219,7 @@ def demo(
     made = made_by([list(command)] if command else [], seed=seed, threads=_threads())
     view = from_run(audit, {label: planned}, found, made=made)
     report = write_report(out / f"report-{label}.html", view)
-    result = Demo(audit, planned, found, view, place, report)
+    result = Demo(audit, planned, found, view, out / f"model-{label}", report)
     (out / f"result-{label}.json").write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
     return result
 
