@@ -56,12 +56,12 @@ def test_a_documents_split_depends_on_its_name_alone() -> None:
 
 
 def test_the_library_is_source_that_code_has_not() -> None:
-    """But for a package marker of one line; and nothing that is held out is in any training half."""
+    """And nothing that is held out is in any training half, whatever copies a distribution's Python has of a file."""
     kinds = (*CALIBRATED, "library")
     train = {kind: {document.text for document in documents(kind, "calibration")} for kind in kinds}
     held_out = {kind: {document.text for document in documents(kind, "evaluation")} for kind in kinds}
     library = train["library"] | held_out["library"]
-    assert all(len(text) < 100 for text in library & (train["code"] | held_out["code"]))
+    assert not library & (train["code"] | held_out["code"])
     assert not set.union(*train.values()) & set.union(*held_out.values())
     assert sum(map(len, library)) > 2_000_000
 

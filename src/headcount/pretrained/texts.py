@@ -72,12 +72,19 @@ def _code() -> list[Document]:
 
 
 def _library() -> list[Document]:
-    """The rest of the standard library's source: single modules, and packages that ``code`` has not."""
+    """The rest of the standard library's source, each text once: single modules, and packages that ``code`` has not."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(
         [*root.glob("*.py"), *(file for folder in _LIBRARY_FOLDERS for file in (root / folder).glob("*.py"))]
     )
-    return [Document(str(file.relative_to(root)), file.read_text(encoding="utf-8")) for file in files]
+    known = {document.text for document in _code()}
+    found = []
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        if text not in known:
+            found.append(Document(str(file.relative_to(root)), text))
+            known.add(text)
+    return found
 
 
 def _distributions() -> list[importlib.metadata.Distribution]:
