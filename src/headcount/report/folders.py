@@ -97,11 +97,10 @@ def from_folders(folders: Sequence[Path | str], *, made: MadeView | None = None)
 
 def _of_model(what: str, runs: Sequence[Run], fingerprint: str, named: set[Path]) -> Run | None:
     """The one run of the audit's model or that the user named; one of another model is refused further on."""
-    fitting = [run for run in runs if run.record.fingerprint == fingerprint or run.folder in named]
-    chosen = [run for run in fitting if run.folder in named] or fitting
-    if chosen:
-        _one(what, [run.folder for run in chosen])
-    return chosen[0] if chosen else None
+    # By folder: one that was named may lie in another that was.
+    fitting = {run.folder: run for run in runs if run.record.fingerprint == fingerprint or run.folder in named}
+    chosen = {place: run for place, run in fitting.items() if place in named} or fitting
+    return chosen[_one(what, list(chosen))] if chosen else None
 
 
 def _sorted(folders: Sequence[Path]) -> _Found:
