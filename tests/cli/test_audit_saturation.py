@@ -23,7 +23,13 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def test_saturation(tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_saturation(
+    tiny_folder: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     command = [
         "audit",
         tiny_folder,
@@ -45,13 +51,23 @@ def test_saturation(tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytes
     assert {claim["verdict"] for claim in found["claims"]} <= {"holds", "does not hold", "not decided"}
     assert len(found["claims"]) == 9
     rows = (tmp_path / "s" / "saturation.csv").read_text().splitlines()
-    assert len(rows) == 1 + 2 * 3 * 4
+    assert sum(row.startswith("head,") for row in rows) == 2 * 3 * 4
+    assert sum(row.startswith("claim,") for row in rows) == 9
     drawn = (tmp_path / "s" / "saturation.svg").read_bytes()
     assert b"saturation of queries and keys" in drawn
-    assert run(*command) == 0
+    assert (tmp_path / "s" / "saturation.png").read_bytes().startswith(b"\x89PNG")
+    # The run is finished: the same command draws, and measures nothing.
+    monkeypatch.setattr("headcount.audit.saturation_run.visit_layers", None)
+    monkeypatch.setattr("headcount.audit.saturation_run.token_losses", None)
+    assert run(*command, "--figure", tmp_path / "results") == 0
     shown = capsys.readouterr().out
     assert "Saturation ranks" in shown and "unequal beats uniform" in shown and "too few layers" in shown
     assert (tmp_path / "s" / "saturation.svg").read_bytes() == drawn
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {
+        f"saturation.{s}" for s in ("svg", "png", "csv")
+    }
+    for name in ("saturation.svg", "saturation.csv"):
+        assert (tmp_path / "results" / name).read_bytes() == (tmp_path / "s" / name).read_bytes()
 
 
 def test_selection(tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +93,8 @@ def test_selection(tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest
         (["--saturation", "--contexts", "16,32", "--tokens", "40"], "less than two windows of 32"),
         (["--saturation", "--context", "16"], "--contexts 16"),
         (["--contexts", "16,32"], "belongs to --saturation"),
+        (["--figure", "results"], "--figure belongs to --saturation"),
+        (["--selection", "--figure", "results"], "--figure belongs to --saturation"),
         (["--saturation", "--selection"], "one at a time"),
         (["--selection", "--context", "4"], "not 4"),
         (["--selection", "--context", "256"], "beyond the model's 128 positions"),

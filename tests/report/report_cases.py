@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from conftest import tiny_model, tiny_tokens
 
 import headcount
 from headcount.audit.record import Audit
+from headcount.audit.saturation_record import Saturation
+from headcount.audit.saturation_run import saturation
+from headcount.audit.selection_run import Selection, selection
 from headcount.evaluate.result import Evaluation
 from headcount.plan.make import Plan
+from headcount.pretrained.families import read_spec
+from headcount.pretrained.loading import OpenModel, fingerprint
 from headcount.report.collect import from_run
 from headcount.report.view import MadeView, ReportView
 
@@ -46,3 +53,22 @@ def tiny_run(metric: str = "fisher") -> Run:
     trimmed = [(name, headcount.trim(model, plan, matmul_dtype="model"), None) for name, plan in plans.items()]
     evaluation = headcount.evaluate([("tiny", model, None), *trimmed], texts=TEXTS, decode="1x16", sample_prompt=None)
     return Run(found, plans, evaluation)
+
+
+@cache
+def tiny_measured() -> tuple[Saturation, Selection]:
+    """A saturation and a selection audit of the same tiny Llama at two contexts and one; made once."""
+    model = tiny_model("llama")
+    opened = OpenModel("tiny", model, None, read_spec(model), fingerprint(model))
+    with TemporaryDirectory() as place:
+        windows = {16: {"prose": tiny_tokens(6, 16)}, 32: {"prose": tiny_tokens(4, 32)}}
+        first = saturation(opened, windows, out=Path(place) / "saturation", matmul_dtype="model")
+        kinds = {"prose": tiny_tokens(2, 16)}
+        second = selection(opened, kinds, out=Path(place) / "selection", subsets=2, matmul_dtype="model")
+    return first, second
+
+
+def measured_view() -> ReportView:
+    """Audit, saturation and selection, without plans."""
+    found, capacity = tiny_measured()
+    return from_run(tiny_run().audit, made=MADE, saturation=found, selection=capacity)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, Browser, open_page
-from report_cases import tiny_run
+from report_cases import measured_view, tiny_run
 from test_report_page import hostile_view
 
 from headcount.report.page import figures_of, write_report
@@ -25,7 +25,13 @@ def sampled_view() -> ReportView:
     view = tiny_run().view()
     assert view.evaluation is not None
     models = tuple(dataclasses.replace(model, sample="a b c") for model in view.evaluation.models)
-    return dataclasses.replace(view, evaluation=dataclasses.replace(view.evaluation, models=models, prompt="Say:"))
+    measured = measured_view()
+    return dataclasses.replace(
+        view,
+        evaluation=dataclasses.replace(view.evaluation, models=models, prompt="Say:"),
+        saturation=measured.saturation,
+        selection=measured.selection,
+    )
 
 
 def complaints(browser: Browser) -> list[Any]:
@@ -72,7 +78,7 @@ def test_every_plot_is_drawn_without_a_complaint_or_a_request(page: Browser) -> 
 
 def test_the_browser_found_no_fault_in_the_html(page: Browser) -> None:
     assert page.evaluate("document.compatMode") == "CSS1Compat"
-    assert page.evaluate("document.querySelectorAll('section').length") == 7
+    assert page.evaluate("document.querySelectorAll('section').length") == 9
     assert page.evaluate("document.querySelectorAll('p p, p div, table p').length") == 0
 
 

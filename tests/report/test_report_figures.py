@@ -10,7 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
-from report_cases import tiny_run
+from report_cases import measured_view, tiny_run
 
 from headcount.report import style
 from headcount.report.heads import HEAD_FIELDS, head_maps
@@ -20,7 +20,9 @@ from headcount.report.spectra import DECADES, POINTS, exponents, heat_map, sides
 
 
 def every_figure() -> dict[str, Any]:
-    figures, extras = figures_of(tiny_run().view())
+    measured = measured_view()
+    view = dataclasses.replace(tiny_run().view(), saturation=measured.saturation, selection=measured.selection)
+    figures, extras = figures_of(view)
     return figures | {f"plan {index}": figure for index, figure in enumerate(extras["ranks"])}
 
 

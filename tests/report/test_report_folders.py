@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_model, tiny_tokens
-from report_cases import TEXTS
+from report_cases import TEXTS, tiny_measured
 
 import headcount
+from headcount.audit.saturation_record import Saturation
+from headcount.audit.selection_run import Selection
 from headcount.errors import HeadcountError
 from headcount.report.folders import from_folders
 from headcount.report.page import write_report
-from headcount.store import open_run_folder
+from headcount.store import open_run_folder, write_json
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,47 @@ def test_a_plan_brings_its_audit_and_stands_without_an_evaluation(runs: Path) ->
     view = from_folders([runs / "p-whitened"])
     assert view.audit.metric == "whitened" and [plan.name for plan in view.plans] == ["p-whitened"]
     assert view.evaluation is None
+
+
+def lay(place: Path, name: str, run: Saturation | Selection, kind: str, **changed: object) -> Path:
+    """A run folder as ``audit`` leaves it."""
+    folder = open_run_folder(place / name, kind, {})
+    write_json(folder / f"{kind}.json", run.record.model_copy(update=changed))
+    return folder
+
+
+def test_saturation_and_selection_beside_the_others_are_shown(runs: Path, tmp_path: Path) -> None:
+    found, capacity = tiny_measured()
+    kept = lay(tmp_path, "sat", found, "saturation")
+    lay(tmp_path, "sel", capacity, "selection")
+    lay(tmp_path, "sel-other", capacity, "selection", fingerprint="0" * 16)  # of another model
+    open_run_folder(tmp_path / "sat-killed", "saturation", {})  # not finished
+    view = from_folders([tmp_path, runs / "a-fisher"])
+    assert view.saturation and view.selection
+    assert (view.saturation.folder, view.selection.folder) == ("sat", "sel")
+    # One that was named is the one that is shown; of several that were not, none is chosen silently.
+    second = lay(tmp_path, "sat-2", found, "saturation", seed=7)
+    with pytest.raises(HeadcountError, match=r"there are 2 saturation audits: .*sat, .*sat-2"):
+        from_folders([tmp_path, runs / "a-fisher"])
+    named = from_folders([tmp_path, runs / "a-fisher", second])
+    assert named.saturation and named.saturation.seed == 7
+    plain = from_folders([runs / "a-fisher", kept])
+    assert plain.saturation and plain.selection is None
+
+
+def test_named_runs_that_cannot_be_shown_are_refused(runs: Path, tmp_path: Path) -> None:
+    found, capacity = tiny_measured()
+    other = lay(tmp_path, "sel-other", capacity, "selection", fingerprint="0" * 16)
+    with pytest.raises(HeadcountError, match="sel-other was measured on another model"):
+        from_folders([runs / "a-fisher", other])
+    killed = open_run_folder(tmp_path / "sat-killed", "saturation", {})
+    with pytest.raises(HeadcountError, match="no finished saturation audit"):
+        from_folders([runs / "a-fisher", killed])
+    killed = open_run_folder(tmp_path / "sel-killed", "selection", {})
+    with pytest.raises(HeadcountError, match="no finished selection audit"):
+        from_folders([runs / "a-fisher", killed])
+    with pytest.raises(HeadcountError, match="no audit"):
+        from_folders([lay(tmp_path, "sat", found, "saturation")])
 
 
 def test_what_cannot_be_reported_is_named(runs: Path, tmp_path: Path) -> None:

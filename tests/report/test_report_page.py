@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_cases import tiny_run
+from report_cases import measured_view, tiny_run
 
 from headcount.report.page import figures_of, render, write_report
+from headcount.report.saturation_view import SaturationView, SelectionView
 from headcount.report.view import AuditView, EvaluationView, ReportView
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror="alert(2)"><!-- '&amp; {{ 7 * 7 }} %{x}"""
@@ -81,7 +82,26 @@ def hostile_view() -> ReportView:
     )
     plans = tuple(dataclasses.replace(plan, name=HOSTILE, allocator=HOSTILE) for plan in view.plans)
     made = dataclasses.replace(view.made, commands=(HOSTILE,), versions={HOSTILE: HOSTILE}, notes=(HOSTILE,))
-    return ReportView(audit, plans, evaluation, made)
+    return ReportView(audit, plans, evaluation, made, *hostile_measurements())
+
+
+def hostile_measurements() -> tuple[SaturationView, SelectionView]:
+    """What the records of saturation and selection hold as text, and the names of their folders, is hostile too."""
+    view = measured_view()
+    assert view.saturation and view.selection
+    contexts = tuple(
+        dataclasses.replace(
+            context, losses=tuple(dataclasses.replace(loss, name=loss.name + HOSTILE) for loss in context.losses)
+        )
+        for context in view.saturation.contexts
+    )
+    claims = tuple(
+        dataclasses.replace(claim, name=HOSTILE, claim=HOSTILE, measured=HOSTILE, needed=HOSTILE)
+        for claim in view.saturation.claims
+    )
+    told = {"folder": HOSTILE, "kinds": (HOSTILE,), "matmul_dtype": HOSTILE}
+    found = dataclasses.replace(view.saturation, contexts=contexts, claims=claims, **told)
+    return found, dataclasses.replace(view.selection, folder=HOSTILE)
 
 
 def test_equal_views_give_equal_bytes(tmp_path: Path) -> None:
@@ -113,7 +133,7 @@ def test_the_policy_names_exactly_the_scripts_of_the_page() -> None:
     assert re.findall(r"'sha256-([^']+)'", policy) == hashes
 
 
-@pytest.mark.parametrize("make", [lambda: tiny_run().view(), hostile_view])
+@pytest.mark.parametrize("make", [lambda: tiny_run().view(), measured_view, hostile_view])
 def test_the_html_is_sound(make: Any) -> None:
     page = Page(render(make()))
     ids = Counter(page.attributes("id"))
@@ -149,11 +169,14 @@ def test_data_of_the_figures_survives_its_trip_through_html() -> None:
         assert json.loads(found) == json.loads(json.dumps(value))
     # plotly reads a subset of HTML in its labels.
     names = [trace["name"] for trace in figures["pareto-curve"]["data"]]
-    assert all("<" not in name for name in names) and any("&lt;/script&gt;" in name for name in names)
+    names += [name for trace in figures["saturation-heads"]["data"] for name in trace["x"]]
+    assert all("<" not in name for name in names)
+    assert "&lt;/script&gt;" in names[0] and "&lt;/script&gt;" in names[-1]
 
 
 def test_every_figure_has_one_place_and_every_place_a_figure() -> None:
-    for view in (tiny_run().view(), dataclasses.replace(tiny_run().view(), plans=(), evaluation=None)):
+    alone = dataclasses.replace(tiny_run().view(), plans=(), evaluation=None)
+    for view in (tiny_run().view(), alone, measured_view()):
         page = Page(render(view))
         places = [attrs["id"] for _, attrs in page.elements if attrs.get("class") == "plot"]
         assert sorted(map(str, places)) == sorted(figures_of(view)[0])

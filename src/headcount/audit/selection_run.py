@@ -107,6 +107,14 @@ class Selection:
     record: SelectionRecord
     folder: Path
 
+    @classmethod
+    def open(cls, folder: Path | str) -> Selection:
+        """Read its folder; what is missing or does not fit is refused by name."""
+        folder = Path(folder)
+        if not (folder / RECORD).is_file():
+            raise HeadcountError(f"{folder} holds no finished selection audit", fix="run headcount audit --selection")
+        return cls(read_json(folder / RECORD, SelectionRecord), folder)
+
 
 def selection(
     opened: OpenModel,
@@ -153,7 +161,7 @@ def selection(
     }
     folder = open_run_folder(out, "selection", inputs, overwrite)
     if (folder / RECORD).is_file():
-        return Selection(read_json(folder / RECORD, SelectionRecord), folder)
+        return Selection.open(folder)
     rank = max(1, spec.layers[0].qk_dim // 2)
 
     def visit(index: int, calls: list[AttentionCall]) -> dict[str, torch.Tensor]:

@@ -96,6 +96,9 @@ def audit(
     selection: Annotated[
         bool, typer.Option("--selection", help="Measure instead how many keys one query can single out.")
     ] = False,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", help="With --saturation, a folder for its figure (SVG, PNG) and CSV too.")
+    ] = None,
     text: Annotated[
         list[Path] | None, typer.Option("--text", help="UTF-8 files instead of the built-in kinds.")
     ] = None,
@@ -114,13 +117,13 @@ def audit(
     from headcount.cli.saturation import check_options, run_saturation, run_selection
     from headcount.pipeline import audit_model
 
-    lengths = check_options(saturation, contexts, selection, context)
+    lengths = check_options(saturation, contexts, selection, context, figure)
     model = opened(source, dtype, device, allow_pickle, trust_remote_code)
     if saturation or selection:
         place = out or default_out(source, "saturation" if saturation else "selection")
         shared = (place, text or (), tokens, seed, matmul_dtype, overwrite, as_json)
         if saturation:
-            run_saturation(model, lengths, *shared)
+            run_saturation(model, lengths, *shared, figure)
         else:
             run_selection(model, context or 256, *shared)
         return

@@ -65,7 +65,7 @@ def evaluate(
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="Folders of an audit, plans and an evaluation, in any order, or one that holds them."),
+        typer.Argument(help="Folders of audits, plans and an evaluation, in any order, or one that holds them."),
     ],
     out: Annotated[Path | None, typer.Option("--out", help="The page; report.html beside the last folder.")] = None,
     as_json: Json = False,

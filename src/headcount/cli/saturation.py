@@ -17,7 +17,9 @@ TOKENS = 8_192
 """At each context, without --tokens."""
 
 
-def check_options(saturation: bool, contexts: str | None, selection: bool, context: int | None) -> list[int]:
+def check_options(
+    saturation: bool, contexts: str | None, selection: bool, context: int | None, figure: Path | None
+) -> list[int]:
     """The contexts asked for; options that do not go together are refused before the model is opened."""
     from headcount.audit.windows import check_contexts, parse_contexts
 
@@ -25,6 +27,8 @@ def check_options(saturation: bool, contexts: str | None, selection: bool, conte
         raise HeadcountError("--saturation and --selection are two measurements", fix="ask for one at a time")
     if contexts is not None and not saturation:
         raise HeadcountError("--contexts belongs to --saturation", fix="add --saturation, or use --context")
+    if figure is not None and not saturation:
+        raise HeadcountError("--figure belongs to --saturation", fix="add --saturation, or leave --figure out")
     if saturation and context is not None:
         raise HeadcountError("--context is for one length", fix=f"with --saturation write --contexts {context}")
     found = parse_contexts(contexts if contexts is not None else CONTEXTS)
@@ -42,12 +46,14 @@ def run_saturation(
     matmul_dtype: str,
     overwrite: bool,
     as_json: bool,
+    figure: Path | None,
 ) -> None:
-    """``headcount audit --saturation``."""
+    """``headcount audit --saturation``: measured where its folder is not finished; drawn in any case."""
     from headcount.audit.saturation_record import summary_json
     from headcount.audit.saturation_run import saturation
     from headcount.audit.windows import measured_windows
-    from headcount.report.saturation import saturation_tables, write_files
+    from headcount.experiments.figure import write_figure
+    from headcount.report.saturation import draw, figure_rows, saturation_tables
 
     each = TOKENS if tokens is None else tokens
     windows = {context: measured_windows(model, context, each, texts, seed) for context in contexts}
@@ -61,11 +67,15 @@ def run_saturation(
             overwrite=overwrite,
             progress=progress,
         )
-    write_files(found)
+    rows = figure_rows(found)
+    places = [found.folder, *([figure] if figure is not None else [])]
+    files = [write_figure(draw(found), rows, place, "saturation") for place in places][-1]
     if as_json:
-        emit_json(summary_json(found))
+        emit_json(summary_json(found) | {"files": {suffix: str(path) for suffix, path in files.items()}})
         return
     show(*saturation_tables(found))
+    if figure is not None:
+        show(f"Figure: {', '.join(str(path) for path in files.values())}")
 
 
 def run_selection(

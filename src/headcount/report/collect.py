@@ -9,11 +9,14 @@ from collections.abc import Collection, Mapping, Sequence
 
 from headcount.audit.record import Audit, AuditRecord
 from headcount.audit.record import TimingRecord as AuditTiming
+from headcount.audit.saturation_record import Saturation
+from headcount.audit.selection_run import Selection
 from headcount.errors import HeadcountError
 from headcount.evaluate.record import EvaluationRecord, Group, TimingRecord
 from headcount.evaluate.result import Evaluation, speeds
 from headcount.plan.make import Plan, PlanRecord
 from headcount.report.measures import measures, notes, setting
+from headcount.report.saturation_collect import saturation_view, selection_view
 from headcount.report.view import (
     AuditView,
     EvaluationView,
@@ -40,6 +43,8 @@ def from_records(
     audit_timing: AuditTiming | None = None,
     timing: TimingRecord | None = None,
     made: MadeView | None = None,
+    saturation: Saturation | None = None,
+    selection: Selection | None = None,
 ) -> ReportView:
     """Put the records of audit, plan, trim and evaluate together.
 
@@ -50,9 +55,11 @@ def from_records(
         audit_timing: what the audit cost.
         timing: speed and memory of the evaluated models, in the same order.
         made: how it came to be, see ``made_by``.
+        saturation: a saturation audit of the same model.
+        selection: a selection audit of it.
 
     Raises:
-        HeadcountError: a plan that was made for another model than the audit's.
+        HeadcountError: a plan, or a saturation or selection audit, of another model than the audit's.
 
     Example:
         >>> view = from_records(audit.record, {"half": plan.record}, found.record)  # doctest: +SKIP
@@ -64,6 +71,12 @@ def from_records(
             raise HeadcountError(
                 f"the plan of {name} was made for another model than the audit's, {audit.model}",
                 fix="give the audit that the plan was made from",
+            )
+    for run in (saturation, selection):
+        if run is not None and run.record.fingerprint != audit.fingerprint:
+            raise HeadcountError(
+                f"{run.folder} was measured on another model, {run.record.model}, than the audit, {audit.model}",
+                fix="name runs of one model",
             )
     rotary = "rotated_keys" in audit.layers[0].sides
     shown = {name: display_name(name) for name in plans}
@@ -84,6 +97,8 @@ def from_records(
         plans=tuple(plan_views.values()),
         evaluation=compared,
         made=made or MadeView(seed=evaluation.seed if evaluation else None, threads=timing.threads if timing else None),
+        saturation=saturation_view(saturation) if saturation else None,
+        selection=selection_view(selection) if selection else None,
     )
 
 
@@ -93,6 +108,8 @@ def from_run(
     evaluation: Evaluation | None = None,
     *,
     made: MadeView | None = None,
+    saturation: Saturation | None = None,
+    selection: Selection | None = None,
 ) -> ReportView:
     """``from_records`` for the objects that the verbs return."""
     return from_records(
@@ -102,6 +119,8 @@ def from_run(
         audit_timing=audit.timing,
         timing=evaluation.timing if evaluation else None,
         made=made,
+        saturation=saturation,
+        selection=selection,
     )
 
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from headcount.audit.record import Audit
+from headcount.audit.saturation_record import RECORD as SATURATION
+from headcount.audit.saturation_record import Saturation
+from headcount.audit.selection_run import RECORD as SELECTION
+from headcount.audit.selection_run import Selection
 from headcount.errors import HeadcountError
 from headcount.evaluate.record import ModelRecord
 from headcount.evaluate.result import Evaluation
@@ -15,8 +20,11 @@ from headcount.report.collect import from_run
 from headcount.report.view import MadeView, ReportView
 from headcount.store import run_kind
 
-KINDS = ("audit", "plan", "evaluation")
+KINDS = ("audit", "plan", "evaluation", "saturation", "selection")
 """Run folders that a report reads; others that lie beside them are passed over."""
+
+
+Run = TypeVar("Run", Saturation, Selection)
 
 
 @dataclass
@@ -26,21 +34,25 @@ class _Found:
     audit: list[Path] = field(default_factory=list)
     plan: list[Path] = field(default_factory=list)
     evaluation: list[Path] = field(default_factory=list)
+    saturation: list[Path] = field(default_factory=list)
+    selection: list[Path] = field(default_factory=list)
     named: set[Path] = field(default_factory=set)
 
 
 def from_folders(folders: Sequence[Path | str], *, made: MadeView | None = None) -> ReportView:
-    """A report of run folders: of an audit, plans and an evaluation in any order, or of a folder that holds them.
+    """A report of run folders: of audits, plans and an evaluation in any order, or of a folder that holds them.
 
     A plan belongs to the evaluated model that has its ranks, allocator and metric. An audit that is not given is that
-    of the plans.
+    of the plans. Saturation and selection audits that lie in a folder are shown where they are finished and of the
+    audit's model.
 
     Args:
-        folders: as ``audit``, ``plan`` and ``evaluate`` wrote them, or as ``demo`` did (which holds all of them).
+        folders: as ``audit`` (by itself, with ``--saturation``, with ``--selection``), ``plan`` and ``evaluate`` wrote
+            them, or one that holds them, as ``demo`` makes it.
         made: how it came to be, see ``collect.made_by``.
 
     Raises:
-        HeadcountError: a folder that holds no run, two evaluations or audits to choose from, no audit at all.
+        HeadcountError: a folder that holds no run, two runs of a kind (but plans) to choose from, no audit at all.
 
     Example:
         >>> view = from_folders(["headcount-runs/demo"])          # doctest: +SKIP
@@ -66,7 +78,29 @@ def from_folders(folders: Sequence[Path | str], *, made: MadeView | None = None)
     if not audits:
         raise HeadcountError("there is no audit to report on", fix="name an audit's folder, or a plan's")
     _one("audits", [audit.folder or Path() for audit in audits])
-    return from_run(audits[0], plans, evaluation, made=made)
+    model = audits[0].record.fingerprint
+    saturations = [
+        Saturation.open(path) for path in found.saturation if path in found.named or (path / SATURATION).is_file()
+    ]
+    selections = [
+        Selection.open(path) for path in found.selection if path in found.named or (path / SELECTION).is_file()
+    ]
+    return from_run(
+        audits[0],
+        plans,
+        evaluation,
+        made=made,
+        saturation=_of_model("saturation audits", saturations, model, found.named),
+        selection=_of_model("selection audits", selections, model, found.named),
+    )
+
+
+def _of_model(what: str, runs: Sequence[Run], fingerprint: str, named: set[Path]) -> Run | None:
+    """The one run of the audit's model or that the user named; one of another model is refused further on."""
+    # By folder: one that was named may lie in another that was.
+    fitting = {run.folder: run for run in runs if run.record.fingerprint == fingerprint or run.folder in named}
+    chosen = {place: run for place, run in fitting.items() if place in named} or fitting
+    return chosen[_one(what, list(chosen))] if chosen else None
 
 
 def _sorted(folders: Sequence[Path]) -> _Found:

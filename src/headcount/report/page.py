@@ -16,11 +16,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from headcount.audit.selection import KINDS as SELECTION_KINDS
 from headcount.errors import HeadcountError
 from headcount.report import words
 from headcount.report.headline import main_model, sentences, tiles, title
 from headcount.report.heads import HEAD_FIELDS, head_maps
 from headcount.report.ranks import pareto, rank_bars
+from headcount.report.saturation_charts import saturation_figures
+from headcount.report.saturation_view import BOUNDARY_TOLERANCE
+from headcount.report.selection_charts import selection_figures
 from headcount.report.spectra import DECADES, POINTS, heat_map, sides_of, spectrum_lines
 from headcount.report.style import DARK, Figure
 from headcount.report.view import EvaluationView, Measure, ReportView
@@ -91,6 +95,8 @@ def render(view: ReportView) -> str:
         thinned=any(len(s) > POINTS for layer in view.audit.layers for s in layer.spectra.values()),
         points=POINTS,
         decades=DECADES,
+        boundary_tolerance=BOUNDARY_TOLERANCE,
+        selection_kinds=SELECTION_KINDS,
         words=words,
         colours=DARK,
         style=Markup(_asset("report.css")),
@@ -162,6 +168,8 @@ def sections(view: ReportView) -> list[tuple[str, str]]:
         ("ranks", "Ranks", bool(view.plans)),
         ("spectra", "Spectra", True),
         ("heads", "Heads", True),
+        ("saturation", "Saturation", view.saturation is not None),
+        ("selection", "Selection capacity", view.selection is not None),
         ("samples", "Samples", bool(samples(view.evaluation))),
         ("made", "How it was made", True),
     )
@@ -180,4 +188,8 @@ def figures_of(view: ReportView) -> tuple[dict[str, Figure], dict[str, Any]]:
         figures["rank-bars"] = extras["ranks"][0]
     if any(anchor == "pareto" for anchor, _ in sections(view)):
         figures["pareto-curve"] = pareto(view.plans, view.evaluation)
+    if view.saturation is not None:
+        figures |= saturation_figures(view.saturation)
+    if view.selection is not None:
+        figures |= selection_figures(view.selection)
     return figures, extras

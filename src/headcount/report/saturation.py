@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from headcount import store
 from headcount.audit.saturation_record import ContextRecord, Saturation
 from headcount.audit.selection import KINDS
 from headcount.audit.selection_run import Capacity, Selection
 from headcount.report.grid import Grid
+from headcount.report.words import display_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f7f7f", "#e69f00", "#56b4e9")
+GREY = "#7f7f7f"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FIVE = 1
 """Place of the 5% tolerance among the record's."""
+LINEAR_NATS = 0.1
+"""Loss increases are drawn on a linear scale up to this, on a logarithmic one beyond."""
 
 
 def saturation_tables(found: Saturation) -> list[RenderableType]:
@@ -59,7 +64,7 @@ def saturation_tables(found: Saturation) -> list[RenderableType]:
         parts.append(Grid("The whole model with its heads cut", titles, losses))
     parts += [Text(_boundary_words(context)) for context in record.contexts]
     claims = [
-        [claim.name, claim.verdict, _number(claim.estimate), _span(claim.low, claim.high)] for claim in record.claims
+        [claim.name, claim.verdict, _short(claim.estimate), _span(claim.low, claim.high)] for claim in record.claims
     ]
     claim_note = "What each number is and the rule of its verdict: saturation.json."
     parts += [Text(""), Grid("Claims", ["claim", "verdict", "measured", "95%"], claims, claim_note)]
@@ -98,45 +103,123 @@ def selection_tables(found: Selection) -> list[RenderableType]:
     ]
 
 
-def write_files(found: Saturation) -> None:
-    """Write saturation.csv (a row a context, layer and head) and saturation.svg to the run folder."""
-    rows = found.to_pandas().to_csv(index=False, float_format="%.4g", lineterminator="\n")
-    store.write_text(found.folder / "saturation.csv", rows)
-    _draw(found, found.folder / "saturation.svg")
+def figure_rows(found: Saturation) -> list[dict[str, Any]]:
+    """The numbers of ``saturation.json`` as rows of one table; ``part`` says what a row is.
+
+    ``head``: ranks and range of logits of one head at one context. ``error``: the relative output error at the rank in
+    ``name``, averaged over all heads. ``loss``: the increase in nats per token with its 95% interval. ``boundary``: the
+    best step with its interval, in ``layer`` too where it is a boundary. ``claim``: estimate, interval and verdict.
+    """
+    rows: list[dict[str, Any]] = []
+    for row in found.to_pandas().to_dict("records"):
+        rows.append({"part": "head", **row, "logit_range": _short(row["logit_range"])})
+    for context in found.record.contexts:
+        shared = {"context": context.context}
+        for rank, error in enumerate(_mean_errors(context)):
+            rows.append({"part": "error", **shared, "name": rank, "value": _short(error)})
+        for loss in context.losses:
+            if loss.name != "dense":
+                rows.append(
+                    {"part": "loss", **shared, "name": loss.name, **_measured(loss.increase, loss.low, loss.high)}
+                )
+        step = context.boundary
+        if step is not None:
+            said = {"layer": step.layer, "verdict": "no boundary" if step.layer is None else "boundary"}
+            rows.append({"part": "boundary", **shared, **said, **_measured(step.candidate, step.low, step.high)})
+    for claim in found.record.claims:
+        own = _measured(claim.estimate, claim.low, claim.high)
+        rows.append({"part": "claim", "name": claim.name, **own, "verdict": claim.verdict})
+    return rows
 
 
-def _draw(found: Saturation, path: Path) -> None:
-    from matplotlib import rc_context
+def draw(found: Saturation) -> Figure:
+    """The figure: ranks by layer at each tolerance above; errors by rank, ranges of logits and losses below."""
     from matplotlib.figure import Figure
 
     record = found.record
-    figure = Figure(figsize=(10.0, 4.0), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    columns = max(3, len(record.tolerances))
+    figure = Figure(figsize=(4.4 * columns, 7.6), layout="constrained")
+    panels = figure.subplots(2, columns, squeeze=False)
+    for panel in [*panels[0, len(record.tolerances) :], *panels[1, 3:]]:
+        panel.set_axis_off()
     for index, context in enumerate(record.contexts):
         style: dict[str, Any] = {"color": COLOURS[index % 7], "marker": MARKERS[index % 7], "markersize": 3}
         style["label"] = str(context.context)
         layers = range(len(context.layers))
-        left.plot(layers, [_rank(context, layer) for layer in layers], **style)
-        curves = [head.errors for layer in context.layers for head in layer.heads]
-        right.plot([sum(column) / len(curves) for column in zip(*curves, strict=True)], **style)
-    _name(left, "layer", "rank for an error of 5% (mean over heads)")
-    _name(right, "rank of queries and keys", "relative output error (mean over heads)")
-    right.axhline(0.05, color="#7f7f7f", linestyle="--", linewidth=0.8)
-    figure.suptitle(f"{record.model}: saturation of queries and keys, by context")
-    with rc_context({"svg.hashsalt": "saturation", "svg.fonttype": "none"}):
-        store.write_atomic(path, lambda place: figure.savefig(place, format="svg", metadata={"Date": None}))
+        for place, _ in enumerate(record.tolerances):
+            panels[0, place].plot(layers, [_rank(context, layer, place) for layer in layers], **style)
+        panels[1, 0].plot(_mean_errors(context), **style)
+    for place, tolerance in enumerate(record.tolerances):
+        _name(panels[0, place], "layer", f"rank for an error of {tolerance:.0%} (mean over heads)")
+        panels[1, 0].axhline(tolerance, color=GREY, linestyle="--", linewidth=0.8)
+    _name(panels[1, 0], "rank of queries and keys", "relative output error (mean over heads)")
+    panels[0, 0].legend(title="context", frameon=False, fontsize=8)
+    _draw_ranges(panels[1, 1], record.contexts)
+    _draw_losses(panels[1, 2], record.contexts)
+    figure.suptitle(f"{display_name(record.model)}: saturation of queries and keys, by context")
+    return figure
+
+
+def _draw_ranges(axes: Axes, contexts: Sequence[ContextRecord]) -> None:
+    """Each layer thin, their mean bold, and the growth beyond which e^(2b)/L rises with L dashed."""
+    lengths = [context.context for context in contexts]
+    layers = range(len(contexts[0].layers))
+    for layer in layers:
+        axes.plot(lengths, [_range(context, layer) for context in contexts], color=GREY, alpha=0.4, linewidth=0.8)
+    means = [sum(_range(context, layer) for layer in layers) / len(layers) for context in contexts]
+    axes.plot(lengths, means, color=COLOURS[0], marker="o", linewidth=2, label="mean over layers")
+    bound = [means[0] + math.log(length / lengths[0]) for length in lengths]
+    axes.plot(lengths, bound, color=COLOURS[1], linestyle="--", label="growth of 1 per ln L")
+    axes.set_xscale("log")
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.minorticks_off()
+    _name(axes, "context L (tokens)", "range of logits")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_losses(axes: Axes, contexts: Sequence[ContextRecord]) -> None:
+    """Increase of the loss with many heads cut at once; nothing of a model without losses."""
+    if not contexts[0].losses:
+        axes.set_axis_off()
+        return
+    names = [loss.name for loss in contexts[0].losses if loss.name != "dense"]
+    for index, context in enumerate(contexts):
+        chosen = [loss for loss in context.losses if loss.name != "dense"]
+        # Contexts stand side by side within a name's place, which is one wide.
+        places = [place + 0.7 * ((index + 0.5) / len(contexts) - 0.5) for place in range(len(names))]
+        ends = [[loss.increase - loss.low for loss in chosen], [loss.high - loss.increase for loss in chosen]]
+        style: dict[str, Any] = {"color": COLOURS[index % 7], "marker": MARKERS[index % 7], "markersize": 4}
+        axes.errorbar(places, [loss.increase for loss in chosen], ends, linestyle="", elinewidth=0.8, **style)
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
+    axes.set_yscale("symlog", linthresh=LINEAR_NATS)
+    axes.axhline(0.0, color=GREY, linewidth=0.8)
+    axes.set_ylabel(f"loss increase (nats/token, linear up to {LINEAR_NATS:g})")
 
 
 def _name(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_ylim(bottom=0)
-    axes.legend(title="context", frameon=False, fontsize=8)
 
 
-def _rank(context: ContextRecord, layer: int) -> float:
+def _mean_errors(context: ContextRecord) -> list[float]:
+    """Relative output error by rank, averaged over the heads that have so many dimensions."""
+    curves = [head.errors for layer in context.layers for head in layer.heads]
+    columns = [[curve[rank] for curve in curves if rank < len(curve)] for rank in range(max(map(len, curves)))]
+    return [sum(column) / len(column) for column in columns]
+
+
+def _measured(value: float | None, low: float | None, high: float | None) -> dict[str, str]:
+    return {"value": _short(value), "low": _short(low), "high": _short(high)}
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _rank(context: ContextRecord, layer: int, place: int = FIVE) -> float:
     heads = context.layers[layer].heads
-    return sum(head.ranks[FIVE] for head in heads) / len(heads)
+    return sum(head.ranks[place] for head in heads) / len(heads)
 
 
 def _range(context: ContextRecord, layer: int) -> float:
@@ -157,10 +240,6 @@ def _boundary_words(context: ContextRecord) -> str:
         f"context {context.context}: boundary at layer {own.layer} ({own.low} to {own.high}), rank {own.before:.1f} "
         f"before and {own.after:.1f} from it"
     )
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
 
 
 def _span(low: float | None, high: float | None) -> str:

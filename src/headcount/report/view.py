@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from headcount.evaluate.record import Group
+from headcount.report.saturation_view import SaturationView, SelectionView
 
 GROUPS: tuple[Group, ...] = ("calibrated", "unseen", "other")
 """Kinds that statistics came from, kinds known to be none of them, and a user's own, of which neither is known."""
@@ -177,6 +178,8 @@ class ReportView:
     plans: tuple[PlanView, ...] = ()
     evaluation: EvaluationView | None = None
     made: MadeView = field(default_factory=MadeView)
+    saturation: SaturationView | None = None
+    selection: SelectionView | None = None
 
     @property
     def plan(self) -> PlanView | None:

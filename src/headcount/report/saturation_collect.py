@@ -1,0 +1,92 @@
+"""From the records of saturation and selection runs to what a report shows of them."""
+
+from __future__ import annotations
+
+from headcount.audit.saturation_record import ClaimRecord, ContextRecord, Saturation
+from headcount.audit.selection import KINDS
+from headcount.audit.selection_run import Selection
+from headcount.report.saturation_view import (
+    FORMS,
+    WHATS,
+    BoundaryView,
+    ClaimView,
+    ContextView,
+    LossView,
+    SaturationView,
+    SelectionView,
+    TheoryView,
+)
+from headcount.report.words import clean, display_name
+
+
+def saturation_view(found: Saturation) -> SaturationView:
+    """What a report shows of a saturation audit. Of its folder only the last part of the path is kept."""
+    record = found.record
+    return SaturationView(
+        folder=_place(found),
+        tokens=record.tokens,
+        kinds=tuple(clean(kind) for kind in record.kinds),
+        seed=record.seed,
+        matmul_dtype=clean(record.matmul_dtype),
+        tolerances=tuple(record.tolerances),
+        dims=tuple(len(layer.heads[0].errors) - 1 for layer in record.contexts[0].layers),
+        contexts=tuple(_context(context) for context in record.contexts),
+        claims=tuple(_claim(claim) for claim in record.claims),
+    )
+
+
+def selection_view(found: Selection) -> SelectionView:
+    """What a report shows of a selection audit. Of its folder only the last part of the path is kept."""
+    record = found.record
+    return SelectionView(
+        folder=_place(found),
+        seed=record.seed,
+        context=record.context,
+        windows=record.windows,
+        subsets=record.subsets,
+        largest=record.sizes[-1],
+        trimmed_rank=record.trimmed_rank,
+        checked=record.checked,
+        agreed=record.agreed,
+        heads=tuple(
+            tuple(
+                {
+                    (form, what, kind): getattr(getattr(head, form), f"{what}_half")[kind]
+                    for form in FORMS
+                    for what in WHATS
+                    for kind in KINDS
+                }
+                for head in layer.heads
+            )
+            for layer in record.layers
+        ),
+        theory=tuple(TheoryView(line.dim, line.neighbourly, dict(line.gaussian_half)) for line in record.theory),
+    )
+
+
+def _place(found: Saturation | Selection) -> str:
+    return display_name(str(found.folder.absolute()))
+
+
+def _context(record: ContextRecord) -> ContextView:
+    ranks, ranges = [], []
+    for layer in record.layers:
+        columns = zip(*(head.ranks for head in layer.heads), strict=True)
+        ranks.append(tuple(sum(column) / len(layer.heads) for column in columns))
+        ranges.append(sum(head.logit_range for head in layer.heads) / len(layer.heads))
+    return ContextView(
+        context=record.context,
+        ranks=tuple(ranks),
+        ranges=tuple(ranges),
+        losses=tuple(
+            LossView(clean(loss.name), loss.mean_rank, loss.increase, loss.low, loss.high)
+            for loss in record.losses
+            if loss.name != "dense"
+        ),
+        boundary=BoundaryView(**record.boundary.model_dump()) if record.boundary else None,
+    )
+
+
+def _claim(record: ClaimRecord) -> ClaimView:
+    said = {name: clean(getattr(record, name)) for name in ("name", "claim", "measured", "needed")}
+    return ClaimView(**said, estimate=record.estimate, low=record.low, high=record.high, verdict=record.verdict)

@@ -1,0 +1,118 @@
+"""What a report shows of saturation and selection, as plain values; ``saturation_collect`` fills them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from headcount.audit.saturation_record import Verdict
+
+BOUNDARY_TOLERANCE = 0.05
+"""The tolerance at which the measurement looks for a boundary layer."""
+
+Form = Literal["dense", "trimmed"]
+What = Literal["separable", "selected"]
+FORMS: tuple[Form, ...] = ("dense", "trimmed")
+WHATS: tuple[What, ...] = ("separable", "selected")
+
+
+@dataclass(frozen=True)
+class LossView:
+    """The whole model with many heads cut at once: increase of the loss in nats per token with its 95% interval."""
+
+    name: str
+    mean_rank: float
+    increase: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class BoundaryView:
+    """A boundary layer, or ``layer`` is ``None``: none was found. See ``headcount.audit.changepoint``."""
+
+    layer: int | None
+    candidate: int
+    low: int
+    high: int
+    before: float
+    after: float
+    advantage: float
+    share: float
+
+
+@dataclass(frozen=True)
+class ContextView:
+    """One context length; ranks and ranges are averages over the query heads of each layer."""
+
+    context: int
+    ranks: tuple[tuple[float, ...], ...]
+    """By layer, then by tolerance."""
+    ranges: tuple[float, ...]
+    """Range of a query's logits, by layer."""
+    losses: tuple[LossView, ...]
+    boundary: BoundaryView | None
+
+
+@dataclass(frozen=True)
+class ClaimView:
+    """One claim of the source paper, the number measured for it with its 95% interval, and the verdict."""
+
+    name: str
+    claim: str
+    measured: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    needed: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class SaturationView:
+    """What a saturation audit found, and the run folder that holds its numbers."""
+
+    folder: str
+    tokens: int
+    kinds: tuple[str, ...]
+    seed: int
+    matmul_dtype: str
+    tolerances: tuple[float, ...]
+    dims: tuple[int, ...]
+    """Dimensions of queries and keys, by layer."""
+    contexts: tuple[ContextView, ...]
+    claims: tuple[ClaimView, ...]
+
+
+@dataclass(frozen=True)
+class TheoryView:
+    """Half points that theory gives for keys of ``dim`` dimensions: placed at best, and drawn from a Gaussian."""
+
+    dim: int
+    neighbourly: int
+    gaussian: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SelectionView:
+    """Half points q of a selection audit, and the run folder that holds its numbers."""
+
+    folder: str
+    seed: int
+    context: int
+    windows: int
+    subsets: int
+    largest: int
+    """Largest size tried: a half point there is a lower bound."""
+    trimmed_rank: int
+    checked: int
+    agreed: int
+    heads: tuple[tuple[Mapping[tuple[Form, What, str], float], ...], ...]
+    """By layer, then by query head: half points by (form, what, kind)."""
+    theory: tuple[TheoryView, ...]
+
+    def mean(self, layer: int, form: Form, what: What, kind: str) -> float:
+        """A half point averaged over a layer's heads."""
+        own = [head[form, what, kind] for head in self.heads[layer]]
+        return sum(own) / len(own)
