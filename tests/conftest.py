@@ -1,7 +1,12 @@
-"""What tests share: a tiny random model of every family."""
+"""What tests share: a tiny random model of every family, the command line, a process without headcount."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,3 +107,43 @@ def tiny_folder(tmp_path: Any) -> Any:
     tiny_model("llama").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A file of text for the tiny tokenizer."""
+    path = tmp_path / "text.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog; it was not amused.\n" * 40)
+    return path
+
+
+def run(*arguments: str | Path) -> int:
+    """Run a command of headcount; returns its exit code."""
+    from headcount.cli import main
+
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return int(stopped.value.code or 0)
+
+
+def run_without_headcount(folder: Path, place: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Load a checkpoint by the code that travels with it, in a process that cannot import headcount.
+
+    Returns the ids that it was run on, its logits, and five greedy tokens more; ``place``: a folder for its files.
+    """
+    script = textwrap.dedent(
+        f"""
+        import sys
+        sys.modules["headcount"] = None  # importing it now fails
+        import torch
+        from transformers import AutoModelForCausalLM
+        model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)
+        ids = torch.arange(1, 25).view(2, 12)
+        torch.save([ids, model(ids).logits, model.generate(ids, max_new_tokens=5)], {str(place / "logits.pt")!r})
+        """
+    )
+    environment = os.environ | {"HF_HOME": str(place / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ids, logits, made = torch.load(place / "logits.pt")
+    return ids, logits, made

@@ -6,21 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from headcount.cli import main
-
-
-def run(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text("The quick brown fox jumps over the lazy dog; it was not amused.\n" * 40)
-    return path
+from conftest import run
 
 
 def test_saturation(

@@ -9,23 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from headcount.cli import main
+from conftest import run
 
 AUDIT = ["--tokens", "192", "--context", "32", "--matmul-dtype", "model", "--text"]
-
-
-def run(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text("The quick brown fox jumps over the lazy dog; it was not amused.\n" * 40)
-    return path
 
 
 @pytest.fixture

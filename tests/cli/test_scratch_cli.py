@@ -6,18 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import run
 from transformers import AutoModelForCausalLM
-
-from headcount.cli import main
 
 ISSUE = ["--scratch", "llama", "--layers", "8", "--hidden", "256", "--params", "6e6", "--context", "512"]
 SMALL = ["--scratch", "llama", "--layers", "3", "--hidden", "64", "--params", "2e5", "--context", "64"]
-
-
-def run(*arguments: str | Path) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
 
 
 def test_the_command_of_the_issue(capsys: pytest.CaptureFixture[str]) -> None:

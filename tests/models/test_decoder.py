@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import run_without_headcount
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
 
@@ -182,23 +179,9 @@ def test_a_folder_loads_with_installed_code_and_without_headcount(tmp_path: Path
     assert torch.equal(read(tokens).logits, own(tokens).logits)
     opened = open_model(tmp_path / "m", tokenizer=False)
     assert opened.spec == MIXED.attention and torch.equal(opened.model(tokens).logits, own(tokens).logits)
-    script = textwrap.dedent(
-        f"""
-        import sys
-        sys.modules["headcount"] = None  # importing it now fails
-        import torch
-        from transformers import AutoModelForCausalLM
-        model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "m")!r}, trust_remote_code=True)
-        ids = torch.arange(1, 25).view(2, 12)
-        torch.save([model(ids).logits, model.generate(ids, max_new_tokens=5)], {str(tmp_path / "logits.pt")!r})
-        """
-    )
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    logits, made = torch.load(tmp_path / "logits.pt")
-    assert torch.equal(logits, own(tokens).logits)
-    assert torch.equal(made, own.generate(tokens, max_new_tokens=5))
+    ids, logits, made = run_without_headcount(tmp_path / "m", tmp_path)
+    assert torch.equal(logits, own(ids).logits)
+    assert torch.equal(made, own.generate(ids, max_new_tokens=5))
 
 
 def test_damaged_configs_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from report_cases import MADE, measured_view, tiny_measured, tiny_run
 from test_report_page import Page
 
-from headcount.audit.saturation_record import BoundaryRecord, Saturation
+from headcount.audit.changepoint import Boundary
+from headcount.audit.saturation_record import Saturation, SaturationRecord, summary_json
 from headcount.audit.selection import KINDS
 from headcount.errors import HeadcountError
 from headcount.experiments.figure import write_figure
@@ -36,7 +37,7 @@ def with_boundaries(*layers: int | None) -> Saturation:
     contexts = [
         context.model_copy(
             update={
-                "boundary": BoundaryRecord(
+                "boundary": Boundary(
                     layer=layer, candidate=2, low=1, high=2, before=9.5, after=3.25, advantage=4.5, share=0.915
                 )
             }
@@ -64,6 +65,13 @@ def test_views_hold_the_means_of_the_records_heads() -> None:
         halves = [head.trimmed.selected_half["contiguous"] for head in layer.heads]
         assert selected.mean(index, "trimmed", "selected", "contiguous") == pytest.approx(sum(halves) / 4, rel=1e-12)
         assert selected.heads[index][1]["dense", "separable", "random"] == layer.heads[1].dense.separable_half["random"]
+
+
+def test_a_boundary_is_in_the_json_and_comes_back_from_the_record() -> None:
+    found = with_boundaries(2, None)
+    told = [context["boundary"] for context in summary_json(found)["contexts"]]
+    assert [boundary["layer"] for boundary in told] == [2, None] and told[0]["share"] == 0.915
+    assert SaturationRecord.model_validate_json(found.record.model_dump_json()) == found.record
 
 
 def test_rank_lines_are_the_views_ranks_a_row_a_tolerance() -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import DECODERS, tiny_model, tiny_tokens
+from conftest import DECODERS, run_without_headcount, tiny_model, tiny_tokens
 from transformers import AutoModelForCausalLM
 
 import headcount
@@ -43,22 +41,7 @@ def test_a_folder_loads_with_installed_code_alone(name: str, tmp_path: Path) -> 
 def test_a_folder_loads_where_headcount_is_not(tmp_path: Path) -> None:
     """A process that cannot import headcount runs the file that travels with the checkpoint."""
     _, own = exported("llama", tmp_path / "out")
-    script = textwrap.dedent(
-        f"""
-        import sys
-        sys.modules["headcount"] = None  # importing it now fails
-        import torch
-        from transformers import AutoModelForCausalLM
-        model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=True)
-        ids = torch.arange(1, 25).view(2, 12)
-        torch.save([model(ids).logits, model.generate(ids, max_new_tokens=5)], {str(tmp_path / "logits.pt")!r})
-        """
-    )
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    logits, made = torch.load(tmp_path / "logits.pt")
-    ids = torch.arange(1, 25).view(2, 12)
+    ids, logits, made = run_without_headcount(tmp_path / "out", tmp_path)
     assert torch.equal(logits, own(ids).logits)
     assert torch.equal(made, own.generate(ids, max_new_tokens=5))
 

@@ -18,6 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as checked
 
 MARGIN = 2.0
 SHARE = 0.9
@@ -36,7 +38,7 @@ class Step:
     """BIC(better of constant and line) - BIC(step): positive where the step describes better."""
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=ConfigDict(extra="forbid"))
 class Boundary:
     """A series' boundary layer, or ``layer`` is ``None``: there is none.
 

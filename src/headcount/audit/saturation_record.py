@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from headcount.audit.changepoint import Boundary
 from headcount.errors import HeadcountError
 from headcount.spec import ModelSpec
 from headcount.store import read_json
@@ -55,19 +56,6 @@ class LossRecord(_Record):
     """95% interval of the increase, from blocks of tokens drawn again."""
 
 
-class BoundaryRecord(_Record):
-    """See ``changepoint``. ``layer`` is ``None`` where there is no boundary."""
-
-    layer: int | None
-    candidate: int
-    low: int
-    high: int
-    before: float
-    after: float
-    advantage: float
-    share: float
-
-
 class ContextRecord(_Record):
     """Everything at one context length."""
 
@@ -77,7 +65,7 @@ class ContextRecord(_Record):
     queries: int
     layers: list[LayerCurves]
     losses: list[LossRecord]
-    boundary: BoundaryRecord | None
+    boundary: Boundary | None
     """Of saturation ranks at 5%, averaged over a layer's heads; ``None``: fewer than 5 layers."""
 
 
@@ -156,7 +144,7 @@ def summary_json(found: Saturation) -> dict[str, Any]:
                 "context": context.context,
                 "layers": means[means.context == context.context].drop(columns="context").to_dict("records"),
                 "losses": [loss.model_dump() for loss in context.losses],
-                "boundary": context.boundary.model_dump() if context.boundary else None,
+                "boundary": asdict(context.boundary) if context.boundary else None,
             }
             for context in record.contexts
         ],

@@ -7,7 +7,6 @@ finished variant of the loss and a finished context are each kept, so a killed r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ from headcount.audit.saturation import TOLERANCES, HeadForms, head_forms, looked
 from headcount.audit.saturation import window_errors as errors_of_window
 from headcount.audit.saturation_record import (
     RECORD,
-    BoundaryRecord,
     ContextRecord,
     HeadCurve,
     LayerCurves,
@@ -277,7 +275,7 @@ def _summary(
         queries=queries,
         layers=layers,
         losses=[_loss_record(name, losses, found, generator) for name in losses],
-        boundary=BoundaryRecord(**asdict(boundary)) if boundary else None,
+        boundary=boundary,
     )
     return record, drawn, boundary, losses
 

@@ -8,8 +8,6 @@ from headcount.audit.selection_run import Selection
 from headcount.report.saturation_view import (
     FORMS,
     WHATS,
-    BoundaryView,
-    ClaimView,
     ContextView,
     LossView,
     SaturationView,
@@ -83,10 +81,10 @@ def _context(record: ContextRecord) -> ContextView:
             for loss in record.losses
             if loss.name != "dense"
         ),
-        boundary=BoundaryView(**record.boundary.model_dump()) if record.boundary else None,
+        boundary=record.boundary,
     )
 
 
-def _claim(record: ClaimRecord) -> ClaimView:
+def _claim(record: ClaimRecord) -> ClaimRecord:
     said = {name: clean(getattr(record, name)) for name in ("name", "claim", "measured", "needed")}
-    return ClaimView(**said, estimate=record.estimate, low=record.low, high=record.high, verdict=record.verdict)
+    return record.model_copy(update=said)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from headcount.audit.saturation_record import Verdict
+from headcount.audit.changepoint import Boundary
+from headcount.audit.saturation_record import ClaimRecord
 
 BOUNDARY_TOLERANCE = 0.05
 """The tolerance at which the measurement looks for a boundary layer."""
@@ -29,20 +30,6 @@ class LossView:
 
 
 @dataclass(frozen=True)
-class BoundaryView:
-    """A boundary layer, or ``layer`` is ``None``: none was found. See ``headcount.audit.changepoint``."""
-
-    layer: int | None
-    candidate: int
-    low: int
-    high: int
-    before: float
-    after: float
-    advantage: float
-    share: float
-
-
-@dataclass(frozen=True)
 class ContextView:
     """One context length; ranks and ranges are averages over the query heads of each layer."""
 
@@ -52,21 +39,7 @@ class ContextView:
     ranges: tuple[float, ...]
     """Range of a query's logits, by layer."""
     losses: tuple[LossView, ...]
-    boundary: BoundaryView | None
-
-
-@dataclass(frozen=True)
-class ClaimView:
-    """One claim of the source paper, the number measured for it with its 95% interval, and the verdict."""
-
-    name: str
-    claim: str
-    measured: str
-    estimate: float | None
-    low: float | None
-    high: float | None
-    needed: str
-    verdict: Verdict
+    boundary: Boundary | None
 
 
 @dataclass(frozen=True)
@@ -82,7 +55,7 @@ class SaturationView:
     dims: tuple[int, ...]
     """Dimensions of queries and keys, by layer."""
     contexts: tuple[ContextView, ...]
-    claims: tuple[ClaimView, ...]
+    claims: tuple[ClaimRecord, ...]
 
 
 @dataclass(frozen=True)
