@@ -96,7 +96,7 @@ def hostile_measurements() -> tuple[SaturationView, SelectionView]:
         for context in view.saturation.contexts
     )
     claims = tuple(
-        dataclasses.replace(claim, name=HOSTILE, claim=HOSTILE, measured=HOSTILE, needed=HOSTILE)
+        claim.model_copy(update=dict.fromkeys(("name", "claim", "measured", "needed"), HOSTILE))
         for claim in view.saturation.claims
     )
     told = {"folder": HOSTILE, "kinds": (HOSTILE,), "matmul_dtype": HOSTILE}
