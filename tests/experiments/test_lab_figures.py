@@ -73,7 +73,7 @@ def test_figures_are_made_and_made_again_from_their_rows(tmp_path: Path, name: s
     first = (tmp_path / "out" / f"{name}.svg").read_bytes()
     base.make(CASES[name], "quick", tmp_path / "work", tmp_path / "out", workers=1)
     assert (tmp_path / "out" / f"{name}.svg").read_bytes() == first
-    assert base.estimate_seconds(CASES[name], "quick", tmp_path / "work", 2) == 0.0
+    assert base.estimate(CASES[name], "quick", tmp_path / "work", 2) == base.Estimate(0.0, 0)
 
 
 @pytest.mark.parametrize("name", registry.names())
@@ -91,8 +91,15 @@ def test_every_run_of_the_plans_can_be_built(name: str) -> None:
 
 def test_estimates_are_positive_and_scale_with_the_workers(tmp_path: Path) -> None:
     figure = CASES["qsa-samples"]
-    one = base.estimate_seconds(figure, "quick", tmp_path, 1)
-    assert 0 < one < 60
+    one = base.estimate(figure, "quick", tmp_path, 1)
+    assert 0 < one.seconds < 60 and one.starts == 0
+
+
+def test_starts_that_are_computed_are_counted_beside_the_estimate(tmp_path: Path) -> None:
+    runs = [run for run in heads_vs_dim.FIGURE.plan("quick") if isinstance(run, RunSpec)]
+    chosen = [next(run for run in runs if run.start == start) for start in (None, "constructed", "kernels")]
+    figure = dataclasses.replace(heads_vs_dim.FIGURE, plan=lambda scale: chosen)
+    assert base.estimate(figure, "quick", tmp_path, 1).starts == 2
 
 
 def test_unknown_figures_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import subprocess
@@ -14,6 +15,7 @@ import torch
 
 from headcount import store
 from headcount.errors import HeadcountError
+from headcount.experiments import subject as experiments_subject
 from headcount.experiments import sweep
 from headcount.experiments import train as loop
 from headcount.experiments.checkpoint import FILE
@@ -102,6 +104,22 @@ def test_the_loss_is_the_decoders_own_and_bits_per_byte_follow_by_hand() -> None
     assert float(found["loss"]) == pytest.approx(nats / 64, rel=1e-5)
     read = int(text().lengths[windows[:, 1:]].sum())
     assert float(found["bits_per_byte"]) == pytest.approx(nats / math.log(2) / read, rel=1e-5)
+
+
+def test_bfloat16_gradients_are_as_near_to_float32_as_with_fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most twice as far: both make the same products in bfloat16, ours keeps the weights in it, too."""
+
+    def gradient(**change: Any) -> torch.Tensor:
+        subject = TextSubject(TOY.model_copy(update=change))
+        subject.loss(subject.batch(0)).backward()
+        assert subject.model.stack.config._attn_implementation == "sdpa"
+        return torch.cat([own.grad.flatten() for own in subject.model.parameters()])
+
+    wanted, found = gradient(), gradient(autocast=True)
+    monkeypatch.setattr(experiments_subject, "our_attention", lambda _: contextlib.nullcontext())
+    fused = gradient(autocast=True)
+    assert 0 < float((found - wanted).norm()) <= 2 * float((fused - wanted).norm()) < 0.05 * float(wanted.norm())
+    assert not torch.equal(found, fused)
 
 
 def test_losses_fall_from_those_of_a_uniform_guess() -> None:

@@ -39,14 +39,16 @@ def figure(
     How long the runs will take is said first. They are kept, so the same command goes on after a kill.
     """
     from headcount.experiments.figures import registry
-    from headcount.experiments.figures.base import estimate_seconds, make
+    from headcount.experiments.figures.base import Estimate, estimate, make
 
     chosen = registry.get(name)
     folder = work or Path("headcount-runs") / f"{name}-{scale}"
     processors = (os.cpu_count() or 1) if workers < 1 else workers
-    seconds = 0.0 if finished else estimate_seconds(chosen, scale, folder, processors)
+    needed = Estimate(0.0, 0) if finished else estimate(chosen, scale, folder, processors)
     if not finished:
-        typer.echo(f"{chosen.title}: at most {seconds / 60:.1f} minutes on {processors} processors", err=True)
+        more = f", and {needed.starts} starts to compute" if needed.starts else ""
+        minutes = f"{needed.seconds / 60:.1f} minutes on {processors} processors"
+        typer.echo(f"{chosen.title}: about {minutes}{more}", err=True)
     with progress_bars() as progress:
         made = make(
             chosen, scale, folder, out or Path("results"), workers=workers, finished_only=finished, progress=progress
@@ -56,7 +58,7 @@ def figure(
             {
                 "figure": name,
                 "scale": scale,
-                "estimated_seconds": seconds,
+                "estimated_seconds": needed.seconds,
                 "verdict": made.verdict,
                 "failed_runs": made.failed,
                 "missing_runs": made.missing,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from headcount.experiments.spec import RunSpec
 from headcount.experiments.text_spec import AnySpec, TextSpec
 from headcount.models import TokenModel, build
 from headcount.models.decoder import build_decoder
+from headcount.pretrained.capture import our_attention
 
 Scores = dict[str, dict[str, float | str]]
 ROWS = 16
@@ -123,7 +125,10 @@ class TextSubject:
 
     def loss(self, batch: Tensor) -> Tensor:
         """Mean cross entropy of the next token, nats."""
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.spec.autocast):
+        with contextlib.ExitStack() as stack:
+            if self.spec.autocast:
+                stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
+                stack.enter_context(our_attention(self.model.stack))
             logits = self.model(batch[:, :-1])
         return functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
 

@@ -86,23 +86,33 @@ def _register() -> None:
 
 
 @contextlib.contextmanager
+def our_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let ``model`` compute attention by our function inside the block: the same values, and on a CPU in bfloat16 at
+    short contexts in about half of the time that torch's fused attention takes (``short_attention``)."""
+    _register()
+    chosen = model.config._attn_implementation
+    model.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = chosen
+
+
+@contextlib.contextmanager
 def observed_attention(model: PreTrainedModel, attentions: list[nn.Module], observer: Observer) -> Iterator[None]:
     """Run ``observer`` at every call of the given attention modules inside the block."""
-    _register()
 
     def note_rotation(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
         _rotation.set(kwargs.get("position_embeddings"))
 
     handles = [a.register_forward_pre_hook(note_rotation, with_kwargs=True) for a in attentions]
-    chosen = model.config._attn_implementation
-    model.config._attn_implementation = NAME
     token = _observer.set(observer)
     try:
-        yield
+        with our_attention(model):
+            yield
     finally:
         _observer.reset(token)
         _rotation.set(None)
-        model.config._attn_implementation = chosen
         for handle in handles:
             handle.remove()
 

@@ -14,6 +14,7 @@ from scipy.stats import t as student
 from headcount import store
 from headcount.errors import HeadcountError
 from headcount.experiments import sweep
+from headcount.experiments.spec import RunSpec
 from headcount.experiments.sweep import Row
 from headcount.experiments.text_spec import AnySpec
 from headcount.experiments.train import time_of_a_step
@@ -85,10 +86,18 @@ def make(
     return Made(data, verdict, files, len(rows) - len(good), len(specs) - len(rows))
 
 
-def estimate_seconds(figure: LabFigure, scale: Scale, work: Path, workers: int) -> float:
+@dataclass(frozen=True)
+class Estimate:
+    """How long runs will take. starts: of how many runs the start is computed first, which is not in ``seconds``."""
+
+    seconds: float
+    starts: int
+
+
+def estimate(figure: LabFigure, scale: Scale, work: Path, workers: int) -> Estimate:
     """How long the missing runs will take: one step of every sort of run is timed, and multiplied out.
 
-    An upper estimate where runs stop early at their target.
+    Too long where runs stop early at their target; too short where the machine does other things.
     """
     missing = [
         spec for spec in figure.plan(scale) if (row := sweep.read_row(work, spec)) is None or row.error is not None
@@ -100,7 +109,7 @@ def estimate_seconds(figure: LabFigure, scale: Scale, work: Path, workers: int) 
         if sort not in seconds:
             seconds[sort] = time_of_a_step(sort)
         total += spec.steps * seconds[sort]
-    return total / max(1, workers)
+    return Estimate(total / max(1, workers), sum(isinstance(own, RunSpec) and own.start is not None for own in missing))
 
 
 def mean_and_half_width(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
