@@ -57,6 +57,19 @@ def test_counts_are_those_of_the_module(spec: DecoderSpec) -> None:
     assert read_spec(model) == spec.attention
 
 
+def test_what_layers_add_starts_smaller_by_the_root_of_their_number(tmp_path: Path) -> None:
+    """0.02, and 0.02 / sqrt(6) for three layers of two additions; 12% is over five deviations for 1,100 of them."""
+    model: Any = build_decoder(MIXED)
+    for layer in model.model.layers:
+        for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            assert matrix.weight.std().item() == pytest.approx(0.02 / 6**0.5, rel=0.12)
+        for matrix in (layer.self_attn.q_proj, layer.self_attn.v_proj, layer.mlp.up_proj):
+            assert matrix.weight.std().item() == pytest.approx(0.02, rel=0.12)
+    save_decoder(model, tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize(("kv_heads", "tied"), [(4, True), (2, True), (1, False)])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_equal_layers_are_llama(kv_heads: int, tied: bool, attention: str) -> None:

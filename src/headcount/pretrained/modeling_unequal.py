@@ -166,7 +166,10 @@ def _padded(x: torch.Tensor, width: int | None) -> torch.Tensor:
 
 
 class UnequalLlamaForCausalLM(LlamaForCausalLM):
-    """Llama's causal language model with layers of the config's shapes."""
+    """Llama's causal language model with layers of the config's shapes.
+
+    New weights are Llama's, but what layers add to the residual stream starts smaller by sqrt(2 layers), as in GPT-2.
+    """
 
     config_class = UnequalLlamaConfig
     _supports_flash_attn = False
@@ -179,6 +182,11 @@ class UnequalLlamaForCausalLM(LlamaForCausalLM):
             layer.self_attn = UnequalAttention(config, index)
             layer.mlp = _mlp(config, index)
         self.post_init()
+        # Without this, what all layers add drowns the embedding in a small model, the more so the more heads it has.
+        with torch.no_grad():
+            for layer in self.model.layers:
+                for added in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                    added.weight.mul_((2 * config.num_hidden_layers) ** -0.5)
 
 
 def _mlp(config: UnequalLlamaConfig, index: int) -> LlamaMLP:
