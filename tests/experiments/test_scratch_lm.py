@@ -11,6 +11,7 @@ import pytest
 
 from headcount import store
 from headcount.experiments.figures import scratch_lm
+from headcount.experiments.figures.scratch_lm import Arm
 from headcount.experiments.sweep import Row
 from headcount.experiments.text_spec import TextSpec
 
@@ -18,20 +19,22 @@ FIXED: dict[str, Any] = {
     "layers": 3, "hidden": 32, "context": 16, "vocab": 300, "parameters": 60_000, "kinds": ("prose",), "steps": 10,
 }  # fmt: skip
 LOSSES = {
-    ("uniform", False): [3.0, 3.1, 3.2],
-    ("openelm", False): [3.2, 3.2, 3.3],
-    ("planned", False): [2.9, 3.01, 3.1],
-    ("openelm", True): [3.1, 3.1, 3.3],
-    ("planned", True): [3.0, 3.2, 3.1],
-    ("planned-values", False): [3.3, 3.4, 3.52],
+    Arm("uniform"): [3.0, 3.1, 3.2],
+    Arm("openelm"): [3.2, 3.2, 3.3],
+    Arm("planned"): [2.9, 3.01, 3.1],
+    Arm("openelm", True): [3.1, 3.1, 3.3],
+    Arm("planned", True): [3.0, 3.2, 3.1],
+    Arm("planned-values"): [3.3, 3.4, 3.52],
+    Arm("uniform", start="plain"): [3.5, 3.6, 3.7],
+    Arm("openelm", start="plain"): [3.4, 3.51, 3.6],
 }
 
 
 def rows() -> list[Row]:
     found = []
-    for (model, equal), losses in LOSSES.items():
+    for arm, losses in LOSSES.items():
         for seed, loss in enumerate(losses):
-            spec = TextSpec(model=model, equal_cache=equal, seed=seed, **FIXED)
+            spec = TextSpec(model=arm.model, equal_cache=arm.equal_cache, start=arm.start, seed=seed, **FIXED)
             scores = {"text": {"loss": loss, "bits_per_byte": loss / 2}}
             found.append(Row(spec=spec.inputs(), result={"scores": scores, "parameters": spec.design.params}))
     return found
@@ -40,7 +43,7 @@ def rows() -> list[Row]:
 @pytest.fixture
 def data(tmp_path: Path) -> list[dict[str, Any]]:
     """Speeds by hand: the planned models take half the uniform model's time, the others as much."""
-    names = {model + (" at equal cache" if equal else "") for model, equal in LOSSES}
+    names = {str(arm) for arm in LOSSES}
     step = [0.1, 0.2, 0.4]
     seconds = {
         name: {way: [s / 2 if name.startswith("planned") else s for s in step] for way in ("stock", "own")}
@@ -55,6 +58,7 @@ def test_runs_belong_to_their_settings(data: list[dict[str, Any]]) -> None:
     found = {setting: [row["scheme"] for row in data if row["setting"] == setting] for setting in scratch_lm.SETTINGS}
     assert found["parameters"] == ["uniform", "openelm", "planned", "planned-values"]
     assert found["cache"] == ["uniform", "openelm", "planned", "planned-values"]
+    assert found["start"] == ["uniform", "openelm"]
     at_cache = [row for row in data if row["setting"] == "cache"]
     assert len({row["losses"] for row in at_cache}) == 4
     limit = at_cache[0]["cache_bytes_per_token"]
@@ -82,11 +86,14 @@ def test_speeds_are_medians_and_medians_of_ratios(data: list[dict[str, Any]]) ->
 
 def test_the_verdict_follows_the_data(data: list[dict[str, Any]]) -> None:
     said = scratch_lm.verdict(data)
-    parameters, cache, rules = said.split(". ")[0], said.split(". ")[1], said.split(". ")[2]
+    parameters, cache, baselines, start, rules, plain = said.removesuffix(".").split(". ")
     assert parameters.startswith("At equal parameters (") and "better (-0.0967" in parameters
     assert "decodes 2.00 times as fast" in parameters
     assert cache.startswith("At equal parameters and cache (") and "not decided (+0.0000" in cache
-    assert rules.startswith("Single rules: planned-values is worse (+0.3067")
+    assert baselines.startswith("Baselines: openelm is not decided (+0.1333")
+    assert start.startswith("From plain initial weights: openelm is better (-0.0967")
+    assert rules.startswith("Single rules and more heads everywhere: planned-values is worse (+0.3067")
+    assert plain == "Uniform from plain initial weights ends at 3.600, from scaled ones at 3.100"
 
 
 def test_one_seed_decides_nothing(tmp_path: Path) -> None:
@@ -102,12 +109,12 @@ def test_one_seed_decides_nothing(tmp_path: Path) -> None:
 def test_the_full_plan_is_matched() -> None:
     """Parameters within 0.2%, caches of the equal-cache runs within 1% of uniform's; same text, steps and batches."""
     specs = scratch_lm.plan("full")
-    assert len(specs) == 21 and {spec.seed for spec in specs} == {0, 1, 2}
-    changing = {"model", "equal_cache", "seed"}
+    assert len(specs) == 36 and {spec.seed for spec in specs} == set(range(5))
+    changing = {"model", "equal_cache", "start", "seed"}
     assert len({spec.model_copy(update=dict.fromkeys(changing)) for spec in specs}) == 1
     counts = [spec.design.params for spec in specs]
     assert max(counts) - min(counts) <= 0.002 * max(counts) and 2e6 * 0.998 <= min(counts) <= max(counts) <= 2e6
     uniform = next(spec.design for spec in specs if spec.model == "uniform").cache_bytes_per_token()
     for spec in specs:
-        if spec.equal_cache or spec.model in ("planned-heads", "planned-values"):
+        if spec.equal_cache or spec.model in ("planned-heads", "uniform-heads"):
             assert 0.99 * uniform <= spec.design.cache_bytes_per_token() <= uniform

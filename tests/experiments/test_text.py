@@ -122,6 +122,18 @@ def test_bfloat16_gradients_are_as_near_to_float32_as_with_fused_attention(monke
     assert not torch.equal(found, fused)
 
 
+def test_a_plain_start_is_transformers_own() -> None:
+    """What layers add begins at 0.02, not at 0.02 / sqrt(4); 20% is over five deviations for 384 normal numbers."""
+    subject = TextSubject(TOY.model_copy(update={"start": "plain"}))
+    scaled = TextSubject(TOY)
+    subject.begin()
+    scaled.begin()
+    for plain, own in zip(subject.model.stack.layers, scaled.model.stack.layers, strict=True):
+        assert plain.self_attn.o_proj.weight.std().item() == pytest.approx(0.02, rel=0.2)
+        torch.testing.assert_close(plain.mlp.down_proj.weight, 2 * own.mlp.down_proj.weight)
+        assert torch.equal(plain.mlp.up_proj.weight, own.mlp.up_proj.weight)
+
+
 def test_losses_fall_from_those_of_a_uniform_guess() -> None:
     run = train(TOY.model_copy(update={"steps": 120, "learning_rate": 1e-2, "evaluate_every": 120}))
     assert run.curve.losses[0] == pytest.approx(math.log(300), abs=0.1)

@@ -32,8 +32,9 @@ def test_budgets_are_met_and_counts_are_the_modules(scheme: str, budgets: dict[s
     assert 0.97 * 6e6 <= record.params <= 6e6
     assert len(record.model.layers) == 8 and all(layer.reason for layer in record.model.layers)
     if "cache_bytes" in budgets:
-        # The smallest step is a pair of dimensions or a head; uniform's is a pair in all layers and both sides.
-        assert 0.9 * 6000 <= record.cache_bytes_per_token <= 6000
+        # The smallest step is a pair of dimensions or a head; uniform's is a pair in all layers and both sides, which
+        # is 512 bytes, and 1,024 with twice the heads.
+        assert 6000 - (1024 if scheme == "uniform-heads" else 600) < record.cache_bytes_per_token <= 6000
     if "flops" in budgets:
         assert 0.9 * 5e6 <= record.attention_flops_per_token <= 5e6
 
@@ -105,6 +106,13 @@ def test_the_rules_are_what_they_say() -> None:
     heads = made["planned-heads"]
     assert [layer.n_heads for layer in heads] == [16] * 3 + [8] * 5
     assert {layer.n_heads * layer.qk_dim for layer in heads} == {256}
+    assert {(layer.n_heads, layer.n_kv_heads, layer.qk_dim, layer.v_dim) for layer in made["uniform-heads"]} == {
+        (16, 8, 16, 16)
+    }
+    both = made["planned"]
+    assert [layer.n_heads for layer in both] == [layer.n_heads for layer in heads]
+    wide = [layer.n_heads * layer.qk_dim for layer in both]
+    assert wide == sorted(wide, reverse=True) and (both[0].qk_dim, both[-1].qk_dim) == (16, 16)
 
 
 def test_equal_cache_and_equal_parameters_can_be_had_together() -> None:
@@ -172,11 +180,12 @@ def test_depths_are_matched_by_their_parts() -> None:
 def test_a_folder_of_evidence_narrows_where_it_is_small(tmp_path: Path) -> None:
     write_json(tmp_path / "s" / "saturation.json", saturation_record([8, 8, 4, 2]))
     record = plan_scratch(layers=4, hidden=128, context=64, params=1e6, vocab=256, audit=tmp_path / "s").record
-    assert [layer.qk_dim for layer in record.model.layers] == [32, 32, 16, 8]
+    assert [layer.qk_dim for layer in record.model.layers] == [16, 16, 16, 8]
     assert all(layer.reason.startswith("audit: saturation rank") for layer in record.model.layers)
     write_json(tmp_path / "a" / "audit.json", audit_record([12, 12, 8, 4], [4, 8, 8, 8]))
     record = plan_scratch(layers=4, hidden=128, context=64, params=1e6, vocab=256, audit=tmp_path / "a").record
-    assert [(layer.qk_dim, layer.v_dim) for layer in record.model.layers] == [(32, 16), (32, 32), (22, 32), (10, 32)]
+    assert [(layer.qk_dim, layer.v_dim) for layer in record.model.layers] == [(16, 8), (16, 16), (22, 32), (10, 32)]
+    assert [layer.n_heads for layer in record.model.layers] == [8, 8, 4, 4]
     with pytest.raises(HeadcountError, match="uniform takes no audit"):
         plan_scratch(layers=4, hidden=128, context=64, params=1e6, scheme="uniform", audit=tmp_path / "a")
 

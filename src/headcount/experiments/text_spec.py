@@ -19,9 +19,10 @@ class TextSpec(Spec):
     """A new model under a budget, and how it is trained to predict the next token.
 
     model: a scheme of ``plan --scratch``. equal_cache: besides its budget of ``parameters``, the model's cache has at
-    most the bytes a token that the uniform model's has. vocab: entries of the byte-pair vocabulary. evaluations:
-    held-out windows that the curve is taken on; the examination at the end takes ``examined`` of every kind. autocast:
-    products in bfloat16.
+    most the bytes a token that the uniform model's has. start: new weights as ``models.decoder`` draws them
+    (``scaled``), or ``plain``, as transformers' Llama does: what layers add is then larger by sqrt(2 layers).
+    vocab: entries of the byte-pair vocabulary. evaluations: held-out windows that the curve is taken on; the
+    examination at the end takes ``examined`` of every kind. autocast: products in bfloat16.
 
     >>> spec = TextSpec(model="uniform", layers=2, hidden=64, context=32, vocab=300, parameters=120_000)
     >>> spec.design.params <= 120_000
@@ -39,6 +40,7 @@ class TextSpec(Spec):
     kinds: tuple[str, ...] = KINDS
     parameters: int = 2_000_000
     equal_cache: bool = False
+    start: Literal["scaled", "plain"] = "scaled"
     autocast: bool = False
 
     steps: Count = 1000

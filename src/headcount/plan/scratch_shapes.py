@@ -8,9 +8,10 @@ uniform           every layer has the same heads and dimensions.
 openelm           heads and MLP width grow linearly from the first layer to the last (OpenELM, arXiv 2404.14619:
                   heads from 0.5 to 1 times the uniform number, MLP from 0.5 to 4 times hidden, the latter scaled to
                   the budget here); the head dimension is one for all.
-planned           the rules that are named in ``RULES``, or evidence of an audit in place of them.
+planned           the rules that are named in ``RULES``; evidence of an audit takes the place of those on dimensions.
 planned-narrow, planned-heads, planned-values
-                  single rules of it, for comparison.
+                  single rules, for comparison.
+uniform-heads     twice the heads at half the dimension in every layer, to tell early heads from more heads.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Literal, get_args
 from headcount.errors import HeadcountError
 from headcount.plan.scratch_evidence import Evidence
 
-Scheme = Literal["planned", "uniform", "openelm", "planned-narrow", "planned-heads", "planned-values"]
+Scheme = Literal["planned", "uniform", "openelm", "planned-narrow", "planned-heads", "planned-values", "uniform-heads"]
 SCHEMES: tuple[str, ...] = get_args(Scheme)
 
 LAST_KEYS = 0.5
@@ -34,12 +35,12 @@ RULES = {
     "late-keys": "queries and keys narrow linearly, to half in the last layer: in an audited model later keys need "
     "fewer directions, values do not (docs/scratch.md)",
     "early-heads": "the first third has twice the heads at half the dimension: early layers trade head dimension for "
-    "heads (the second source paper's claim)",
+    "heads (the second source paper's claim), which trained models bear out (docs/scratch.md)",
     "keys-to-values": "what queries and keys give up goes to the layer's values, so its cache stays the same",
 }
 """Rules of the planned schemes: what they do, and on what evidence."""
 _RULES_OF: dict[str, tuple[str, ...]] = {
-    "planned": ("late-keys",),
+    "planned": ("early-heads", "late-keys"),
     "planned-narrow": ("late-keys",),
     "planned-heads": ("early-heads",),
     "planned-values": ("late-keys", "keys-to-values"),
@@ -47,8 +48,8 @@ _RULES_OF: dict[str, tuple[str, ...]] = {
 
 
 def rules_of(scheme: str, audited: bool = False) -> dict[str, str]:
-    """The rules that shape a scheme, in words; none for the baselines, nor where an audit takes their place."""
-    return {} if audited else {name: RULES[name] for name in _RULES_OF.get(scheme, ())}
+    """The rules that shape a scheme, in words; none for the baselines. An audit takes the place of ``late-keys``."""
+    return {name: RULES[name] for name in _RULES_OF.get(scheme, ()) if not (audited and name == "late-keys")}
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,11 @@ def shape(scheme: str, layers: int, base: Base, evidence: Evidence | None = None
         raise HeadcountError(f"there is no scheme {scheme!r}", fix=f"choose one of {', '.join(SCHEMES)}")
     if evidence is not None and scheme != "planned":
         raise HeadcountError(f"the scheme {scheme} takes no audit", fix="leave out --from, or use --scheme planned")
-    if scheme == "uniform":
-        return _uniform(layers, base)
+    if scheme in ("uniform", "uniform-heads"):
+        return _uniform(layers, base, 2 if scheme == "uniform-heads" else 1)
     if scheme == "openelm":
         return _openelm(layers, base)
-    return _audited(base, evidence) if evidence is not None else _ruled(scheme, layers, base)
+    return _audited(layers, base, evidence) if evidence is not None else _ruled(scheme, layers, base)
 
 
 def ramp(ends: tuple[float, float], layers: int) -> list[float]:
@@ -119,10 +120,10 @@ def even(width: float) -> int:
     return max(2, 2 * math.floor(width / 2 + 0.5))
 
 
-def _uniform(layers: int, base: Base) -> Shape:
+def _uniform(layers: int, base: Base, split: int) -> Shape:
     def at(scale: float) -> list[Heads]:
-        dim = even(scale * base.head_dim)
-        return [Heads(base.n_heads, base.n_kv_heads, dim, dim)] * layers
+        dim = even(scale * base.head_dim / split)
+        return [Heads(split * base.n_heads, split * base.n_kv_heads, dim, dim)] * layers
 
     return Shape(at, (1.0,) * layers, ("uniform: the same in every layer",) * layers, by_layer=False)
 
@@ -159,26 +160,39 @@ def _ruled(scheme: str, layers: int, base: Base) -> Shape:
     rules = _RULES_OF[scheme]
     keys = ramp((1.0, LAST_KEYS), layers) if "late-keys" in rules and layers > 1 else [1.0] * layers
     values = [2 - share for share in keys] if "keys-to-values" in rules else [1.0] * layers
-    early = set(range(math.ceil(layers / 3))) if "early-heads" in rules else set()
+    split = _early(layers) if "early-heads" in rules else [1] * layers
     reasons = []
     for i in range(layers):
-        said = []
+        said = [_EARLY] if split[i] > 1 else []
         if "late-keys" in rules:
             said.append(f"late-keys: queries and keys {keys[i]:.2f} of the first layer's")
         if "keys-to-values" in rules:
             said.append(f"keys-to-values: values {values[i]:.2f} of the first layer's")
-        if i in early:
-            said.append("early-heads: twice the heads at half the dimension")
         reasons.append("; ".join(said) or "early-heads: as uniform behind the first third")
-    return _by_shares(base, keys, values, [2 if i in early else 1 for i in range(layers)], tuple(reasons))
+    return _by_shares(base, keys, values, split, tuple(reasons))
 
 
-def _audited(base: Base, evidence: Evidence) -> Shape:
+_EARLY = "early-heads: twice the heads at half the dimension"
+
+
+def _early(layers: int) -> list[int]:
+    """Into how many heads those of each layer are split.
+
+    >>> _early(6)
+    [2, 2, 1, 1, 1, 1]
+    """
+    return [2 if i < math.ceil(layers / 3) else 1 for i in range(layers)]
+
+
+def _audited(layers: int, base: Base, evidence: Evidence) -> Shape:
+    """Dimensions by the evidence; heads, of which it says nothing, by their rule."""
+    split = _early(layers)
     reasons = tuple(
         f"audit: {said}; so queries and keys {k:.2f}, values {v:.2f} of the widest layer's"
-        for said, k, v in zip(evidence.said, evidence.keys, evidence.values, strict=True)
+        + (f"; {_EARLY}" if n > 1 else "")
+        for said, k, v, n in zip(evidence.said, evidence.keys, evidence.values, split, strict=True)
     )
-    return _by_shares(base, evidence.keys, evidence.values, [1] * len(reasons), reasons)
+    return _by_shares(base, evidence.keys, evidence.values, split, reasons)
 
 
 def _by_shares(

@@ -2,7 +2,10 @@
 
 Two settings. *parameters*: all models have the same number of parameters, whatever their cache. *cache*: the same
 parameters and at most the uniform model's cache. Within a seed all models see the same batches, so schemes are compared
-by paired differences. The single rules of the planner are trained too, to see which of them helps.
+by paired differences. The single rules of the planner are trained too, to see which of them helps, and
+``uniform-heads``, to tell early heads from more heads. A third setting,
+*start*, shows what initial weights do to the comparison: the baselines from transformers' plain ones, in which what all
+layers add drowns the embedding.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pydantic
 
@@ -26,13 +29,37 @@ from headcount.experiments.text_spec import TextSpec
 from headcount.models.decoder import build_decoder
 
 NAME = "scratch-lm"
-SETTINGS = ("parameters", "cache")
+SETTINGS = ("parameters", "cache", "start")
+TITLES = {
+    "parameters": "equal parameters",
+    "cache": "equal parameters and cache",
+    "start": "equal parameters, plain start",
+}
 BASELINES = ("uniform", "openelm")
-MAIN = (("uniform", False), ("openelm", False), ("planned", False), ("openelm", True), ("planned", True))
-"""Schemes, and whether they are held to the uniform model's cache."""
-SINGLE_RULES = (("planned-heads", False), ("planned-values", False))
-"""Their cache is the uniform model's by themselves."""
-COLOURS = {"uniform": GREY, "openelm": ORANGE, "planned": BLUE, "planned-heads": GREEN, "planned-values": PINK}
+
+
+class Arm(NamedTuple):
+    """What the runs of all seeds share: scheme, whether it is held to the uniform model's cache, initial weights."""
+
+    model: str
+    equal_cache: bool = False
+    start: Literal["scaled", "plain"] = "scaled"
+
+    def __str__(self) -> str:
+        return self.model + (" at equal cache" if self.equal_cache else "")
+
+
+UNIFORM = Arm("uniform")
+MAIN = (UNIFORM, Arm("planned"), Arm("planned", True), Arm("openelm"), Arm("openelm", True))
+SEEDS = {
+    **dict.fromkeys(MAIN, 3),
+    **dict.fromkeys((UNIFORM, Arm("planned"), Arm("planned", True), Arm("planned-heads")), 5),
+    **dict.fromkeys((Arm("planned-narrow"), Arm("uniform-heads")), 3),
+    **dict.fromkeys((Arm(model, start="plain") for model in BASELINES), 2),
+}
+"""Seeds of every arm at full scale: most where the question is. ``planned-heads`` and ``uniform-heads`` have the
+uniform model's cache by themselves."""
+COLOURS = {"openelm": ORANGE, "planned": BLUE, "planned-heads": GREEN, "planned-narrow": PINK}
 
 SPEED = "speed.json"
 DECODE = {"full": Size(8, 1024), "quick": Size(2, 64)}
@@ -40,24 +67,24 @@ ROUNDS = 15
 
 
 def plan(scale: Scale) -> list[TextSpec]:
-    """The same text, steps and budget for all; ``full`` adds the single rules and a third seed."""
+    """The same text, steps and budget for all; ``full`` adds the single rules, the controls and seeds."""
     if scale == "quick":
         fixed: dict[str, Any] = {
             "layers": 4, "hidden": 64, "context": 64, "vocab": 512, "parameters": 250_000, "kinds": ("prose", "code"),
             "steps": 150, "batch": 8, "learning_rate": 3e-3, "warmup": 30, "evaluate_every": 75,
         }  # fmt: skip
-        schemes: tuple[tuple[str, bool], ...] = MAIN
-        seeds = 2
+        seeds = dict.fromkeys(MAIN, 2)
     else:
         fixed = {
             "layers": 6, "hidden": 192, "context": 256, "vocab": 1024, "parameters": 2_000_000, "autocast": True,
             "steps": 900, "batch": 8, "learning_rate": 3e-3, "warmup": 100, "evaluate_every": 150,
         }  # fmt: skip
-        schemes, seeds = MAIN + SINGLE_RULES, 3
+        seeds = SEEDS
     return [
-        TextSpec(model=model, equal_cache=equal, seed=seed, **fixed)
-        for seed in range(seeds)
-        for model, equal in schemes
+        TextSpec(model=arm.model, equal_cache=arm.equal_cache, start=arm.start, seed=seed, **fixed)
+        for seed in range(max(seeds.values()))
+        for arm, count in seeds.items()
+        if seed < count
     ]
 
 
@@ -72,50 +99,52 @@ class _Speed(pydantic.BaseModel):
 
 def data(rows: Sequence[Row], folder: Path) -> Data:
     """A row for each setting and scheme: size, cache, losses, paired differences to the baselines, decode speed."""
-    runs: dict[tuple[str, bool], dict[int, Row]] = {}
+    runs: dict[Arm, dict[int, Row]] = {}
     for row in rows:
-        runs.setdefault((row.spec["model"], row.spec["equal_cache"]), {})[row.spec["seed"]] = row
-    specs = {key: TextSpec.checked(next(iter(own.values())).spec) for key, own in runs.items()}
+        spec = TextSpec.checked(row.spec)
+        runs.setdefault(Arm(spec.model, spec.equal_cache, spec.start), {})[spec.seed] = row
+    specs = {arm: TextSpec.checked(next(iter(own.values())).spec) for arm, own in runs.items()}
     speed = _speed(specs, folder)
     found: Data = []
     for setting in SETTINGS:
-        members = {model: key for key in runs if (model := _in_setting(key, specs, setting)) is not None}
-        for model, key in members.items():
-            design, own = specs[key].design, runs[key]
+        members = {arm.model: arm for arm in runs if _belongs(arm, specs, setting)}
+        for model, arm in members.items():
+            design, own = specs[arm].design, runs[arm]
             losses = {seed: _score(row, "loss") for seed, row in own.items()}
             mean, half = mean_and_half_width(list(losses.values()))
             entry: dict[str, Any] = {
                 "setting": setting, "scheme": model, "seeds": len(own), "parameters": design.params,
                 "cache_bytes_per_token": design.cache_bytes_per_token(),
-                "trained_tokens": specs[key].steps * specs[key].batch * specs[key].context,
+                "trained_tokens": specs[arm].steps * specs[arm].batch * specs[arm].context,
                 "loss": mean, "loss_half_width": half,
                 "bits_per_byte": statistics.fmean(_score(row, "bits_per_byte") for row in own.values()),
                 "losses": " ".join(f"{loss:.4f}" for _, loss in sorted(losses.items())),
             }  # fmt: skip
             for baseline in BASELINES:
-                other = {seed: _score(row, "loss") for seed, row in runs.get(members.get(baseline, key), {}).items()}
+                other = {seed: _score(row, "loss") for seed, row in runs.get(members.get(baseline, arm), {}).items()}
                 paired = [losses[seed] - other[seed] for seed in sorted(losses) if seed in other]
                 shown = baseline in members and baseline != model and len(paired) > 0
                 difference = mean_and_half_width(paired) if shown else (None, None)
                 entry |= dict(zip((f"minus_{baseline}", f"minus_{baseline}_half_width"), difference, strict=True))
-            found.append(entry | _decoding(speed, _name(key), _name(members.get("uniform", key))))
+            found.append(entry | _decoding(speed, str(arm), str(members.get("uniform", arm))))
     return found
 
 
-def _in_setting(key: tuple[str, bool], specs: dict[tuple[str, bool], TextSpec], setting: str) -> str | None:
-    """The scheme of a run as it is called in a setting; ``None`` where it does not belong.
+def _belongs(arm: Arm, specs: dict[Arm, TextSpec], setting: str) -> bool:
+    """Whether a setting has the arm.
 
     A model whose cache is within the uniform one's by itself, and no smaller by 1% or more, needs no second run.
     """
-    model, equal = key
+    if setting == "start" or arm.start == "plain":
+        return setting == "start" and arm.start == "plain"
     if setting == "parameters":
-        return None if equal else model
-    if equal or (model, True) in specs:
-        return model if equal else None
-    if ("uniform", False) not in specs:
-        return None
-    limit = specs["uniform", False].design.cache_bytes_per_token()
-    return model if 0.99 * limit < specs[key].design.cache_bytes_per_token() <= limit else None
+        return not arm.equal_cache
+    if arm.equal_cache or arm._replace(equal_cache=True) in specs:
+        return arm.equal_cache
+    if UNIFORM not in specs:
+        return False
+    limit = specs[UNIFORM].design.cache_bytes_per_token()
+    return 0.99 * limit < specs[arm].design.cache_bytes_per_token() <= limit
 
 
 def _score(row: Row, name: str) -> float:
@@ -123,20 +152,17 @@ def _score(row: Row, name: str) -> float:
     return float(row.result["scores"]["text"][name])
 
 
-def _name(key: tuple[str, bool]) -> str:
-    return key[0] + (" at equal cache" if key[1] else "")
-
-
-def _speed(specs: dict[tuple[str, bool], TextSpec], folder: Path) -> _Speed:
+def _speed(specs: dict[Arm, TextSpec], folder: Path) -> _Speed:
     """Decoding steps of all models in turns; measured once and kept, so that a figure is drawn again the same."""
+    designs = {str(arm): spec.design for arm, spec in specs.items()}
     size = DECODE["quick" if next(iter(specs.values())).hidden < 128 else "full"]
     if (folder / SPEED).is_file():
         kept = store.read_json(folder / SPEED, _Speed)
-        if set(kept.seconds) == {_name(key) for key in specs}:
+        if set(kept.seconds) == set(designs):
             return kept
     subjects = [
-        Subject(_name(key), build_decoder(spec.design).eval().requires_grad_(False), spec.design.attention)
-        for key, spec in specs.items()
+        Subject(name, build_decoder(design).eval().requires_grad_(False), design.attention)
+        for name, design in designs.items()
     ]
     with thread_count(1):
         record = measure_speed(subjects, size, rounds=ROUNDS, prefill_tokens=size.context)
@@ -174,7 +200,7 @@ def decided(mean: float | None, half: float | None) -> str:
 def verdict(data: Data) -> str:
     """Planned against both baselines in both settings, then the single rules."""
     parts = []
-    for setting in SETTINGS:
+    for setting in ("parameters", "cache"):
         row = next((own for own in data if own["setting"] == setting and own["scheme"] == "planned"), None)
         if row is None:
             continue
@@ -187,9 +213,22 @@ def verdict(data: Data) -> str:
             f"At equal {where} ({sizes}) the planned model is {said}; its cache is {share:.2f} of uniform's and it "
             f"decodes {row['decode_speedup_own']:.2f} times as fast"
         )
-    rules = [row for row in data if row["setting"] == "parameters" and row["scheme"].startswith("planned-")]
+    by_place = {(row["setting"], row["scheme"]): row for row in data}
+    for place, title in (("parameters", "Baselines"), ("start", "From plain initial weights")):
+        row = by_place.get((place, "openelm"))
+        if row is not None and row["minus_uniform"] is not None:
+            parts.append(f"{title}: openelm is {_compared(row, 'uniform')}")
+    rules = [row for row in data if row["setting"] == "parameters" and "-" in row["scheme"]]
     if rules:
-        parts.append("Single rules: " + "; ".join(f"{row['scheme']} is {_compared(row, 'uniform')}" for row in rules))
+        parts.append(
+            "Single rules and more heads everywhere: "
+            + "; ".join(f"{row['scheme']} is {_compared(row, 'uniform')}" for row in rules)
+        )
+    plain, scaled = (by_place.get((place, "uniform")) for place in ("start", "parameters"))
+    if plain is not None and scaled is not None:
+        parts.append(
+            f"Uniform from plain initial weights ends at {plain['loss']:.3f}, from scaled ones at {scaled['loss']:.3f}"
+        )
     return ". ".join(parts) + "."
 
 
@@ -234,8 +273,7 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
                     textcoords="offset points", va="center", fontsize=8,
                 )  # fmt: skip
             axes.margins(x=0.2)
-        where = "equal parameters" if setting == "parameters" else "equal parameters and cache"
-        left.set_title(f"{where} ({rows[0]['parameters']:,})", fontsize=10, loc="left")
+        left.set_title(f"{TITLES[setting]} ({rows[0]['parameters']:,})", fontsize=10, loc="left")
     first = data[0]
     panels[-1][0].set_xlabel("held-out loss minus uniform's, nats a token\n(mean over seeds, 95% interval)")
     panels[-1][1].set_xlabel("cache, KiB a token (float32)")
