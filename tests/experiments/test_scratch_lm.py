@@ -24,7 +24,7 @@ LOSSES = {
     Arm("planned"): [2.9, 3.01, 3.1],
     Arm("openelm", True): [3.1, 3.1, 3.3],
     Arm("planned", True): [3.0, 3.2, 3.1],
-    Arm("planned-values"): [3.3, 3.4, 3.52],
+    Arm("planned-heads"): [3.3, 3.4, 3.52],
     Arm("uniform", start="plain"): [3.5, 3.6, 3.7],
     Arm("openelm", start="plain"): [3.4, 3.51, 3.6],
 }
@@ -56,8 +56,8 @@ def data(tmp_path: Path) -> list[dict[str, Any]]:
 
 def test_runs_belong_to_their_settings(data: list[dict[str, Any]]) -> None:
     found = {setting: [row["scheme"] for row in data if row["setting"] == setting] for setting in scratch_lm.SETTINGS}
-    assert found["parameters"] == ["uniform", "openelm", "planned", "planned-values"]
-    assert found["cache"] == ["uniform", "openelm", "planned", "planned-values"]
+    assert found["parameters"] == ["uniform", "openelm", "planned", "planned-heads"]
+    assert found["cache"] == ["uniform", "openelm", "planned", "planned-heads"]
     assert found["start"] == ["uniform", "openelm"]
     at_cache = [row for row in data if row["setting"] == "cache"]
     assert len({row["losses"] for row in at_cache}) == 4
@@ -92,7 +92,7 @@ def test_the_verdict_follows_the_data(data: list[dict[str, Any]]) -> None:
     assert cache.startswith("At equal parameters and cache (") and "not decided (+0.0000" in cache
     assert baselines.startswith("Baselines: openelm is not decided (+0.1333")
     assert start.startswith("From plain initial weights: openelm is better (-0.0967")
-    assert rules.startswith("Single rules and more heads everywhere: planned-values is worse (+0.3067")
+    assert rules.startswith("Single rules and more heads everywhere: planned-heads is worse (+0.3067")
     assert plain == "Uniform from plain initial weights ends at 3.600, from scaled ones at 3.100"
 
 

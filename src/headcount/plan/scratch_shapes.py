@@ -9,7 +9,7 @@ openelm           heads and MLP width grow linearly from the first layer to the 
                   heads from 0.5 to 1 times the uniform number, MLP from 0.5 to 4 times hidden, the latter scaled to
                   the budget here); the head dimension is one for all.
 planned           the rules that are named in ``RULES``; evidence of an audit takes the place of those on dimensions.
-planned-narrow, planned-heads, planned-values
+planned-narrow, planned-heads
                   single rules, for comparison.
 uniform-heads     twice the heads at half the dimension in every layer, to tell early heads from more heads.
 """
@@ -24,7 +24,7 @@ from typing import Literal, get_args
 from headcount.errors import HeadcountError
 from headcount.plan.scratch_evidence import Evidence
 
-Scheme = Literal["planned", "uniform", "openelm", "planned-narrow", "planned-heads", "planned-values", "uniform-heads"]
+Scheme = Literal["planned", "uniform", "openelm", "planned-narrow", "planned-heads", "uniform-heads"]
 SCHEMES: tuple[str, ...] = get_args(Scheme)
 
 LAST_KEYS = 0.5
@@ -36,14 +36,12 @@ RULES = {
     "fewer directions, values do not (docs/scratch.md)",
     "early-heads": "the first third has twice the heads at half the dimension: early layers trade head dimension for "
     "heads (the second source paper's claim), which trained models bear out (docs/scratch.md)",
-    "keys-to-values": "what queries and keys give up goes to the layer's values, so its cache stays the same",
 }
 """Rules of the planned schemes: what they do, and on what evidence."""
 _RULES_OF: dict[str, tuple[str, ...]] = {
     "planned": ("early-heads", "late-keys"),
     "planned-narrow": ("late-keys",),
     "planned-heads": ("early-heads",),
-    "planned-values": ("late-keys", "keys-to-values"),
 }
 
 
@@ -159,17 +157,14 @@ def spread(wanted: Sequence[float]) -> list[int]:
 def _ruled(scheme: str, layers: int, base: Base) -> Shape:
     rules = _RULES_OF[scheme]
     keys = ramp((1.0, LAST_KEYS), layers) if "late-keys" in rules and layers > 1 else [1.0] * layers
-    values = [2 - share for share in keys] if "keys-to-values" in rules else [1.0] * layers
     split = _early(layers) if "early-heads" in rules else [1] * layers
     reasons = []
     for i in range(layers):
         said = [_EARLY] if split[i] > 1 else []
         if "late-keys" in rules:
-            said.append(f"late-keys: queries and keys {keys[i]:.2f} of the first layer's")
-        if "keys-to-values" in rules:
-            said.append(f"keys-to-values: values {values[i]:.2f} of the first layer's")
+            said.append(f"late-keys: queries and keys {keys[i]:.2f} of the first layer's width")
         reasons.append("; ".join(said) or "early-heads: as uniform behind the first third")
-    return _by_shares(base, keys, values, split, tuple(reasons))
+    return _by_shares(base, keys, [1.0] * layers, split, tuple(reasons))
 
 
 _EARLY = "early-heads: twice the heads at half the dimension"
@@ -188,7 +183,7 @@ def _audited(layers: int, base: Base, evidence: Evidence) -> Shape:
     """Dimensions by the evidence; heads, of which it says nothing, by their rule."""
     split = _early(layers)
     reasons = tuple(
-        f"audit: {said}; so queries and keys {k:.2f}, values {v:.2f} of the widest layer's"
+        f"audit: {said}; so queries and keys {k:.2f}, values {v:.2f} of the widest layer's width"
         + (f"; {_EARLY}" if n > 1 else "")
         for said, k, v, n in zip(evidence.said, evidence.keys, evidence.values, split, strict=True)
     )
