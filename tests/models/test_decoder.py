@@ -16,6 +16,7 @@ from headcount.errors import HeadcountError
 from headcount.evaluate.size import Size, Subject
 from headcount.evaluate.speed import measure_speed
 from headcount.models.decoder import DecoderLayer, DecoderSpec, build_decoder, save_decoder
+from headcount.plan.scratch import plan_scratch
 from headcount.pretrained.families import read_spec
 from headcount.pretrained.loading import open_model
 
@@ -68,6 +69,29 @@ def test_what_layers_add_starts_smaller_by_the_root_of_their_number(tmp_path: Pa
     save_decoder(model, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_new_layers_together_add_about_what_the_embedding_is() -> None:
+    """For uniform layers of the figure scratch-lm: 1.2 times as much; plain weights 6.8 times (docs/scratch.md)."""
+    spec = plan_scratch(layers=6, hidden=192, context=256, vocab=1024, params=2e6, scheme="uniform").record.model
+    model: Any = build_decoder(spec)
+    tokens = torch.randint(1024, (4, 256), generator=torch.Generator().manual_seed(0))
+
+    def added() -> float:
+        seen: list[torch.Tensor] = []
+        handle = model.model.norm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        with torch.no_grad():
+            model(tokens)
+            embedded = model.model.embed_tokens(tokens)
+        handle.remove()
+        return float((seen[0] - embedded).norm() / embedded.norm())
+
+    assert 1.0 < added() < 1.4
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(12**0.5)
+            layer.mlp.down_proj.weight.mul_(12**0.5)
+    assert 6.0 < added() < 7.5
 
 
 @pytest.mark.parametrize(("kv_heads", "tied"), [(4, True), (2, True), (1, False)])
