@@ -22,9 +22,11 @@ LOSSES = {
     Arm("uniform"): [3.0, 3.1, 3.2],
     Arm("openelm"): [3.2, 3.2, 3.3],
     Arm("planned"): [2.9, 3.01, 3.1],
-    Arm("openelm", True): [3.1, 3.1, 3.3],
-    Arm("planned", True): [3.0, 3.2, 3.1],
+    Arm("openelm", 1.0): [3.1, 3.1, 3.3],
+    Arm("planned", 1.0): [3.0, 3.2, 3.1],
     Arm("planned-heads"): [3.3, 3.4, 3.52],
+    Arm("uniform", 0.5): [3.05, 3.2, 3.28],
+    Arm("planned", 0.5): [3.0, 3.1, 3.2],
     Arm("uniform", start="plain"): [3.5, 3.6, 3.7],
     Arm("openelm", start="plain"): [3.4, 3.51, 3.6],
 }
@@ -34,7 +36,7 @@ def rows() -> list[Row]:
     found = []
     for arm, losses in LOSSES.items():
         for seed, loss in enumerate(losses):
-            spec = TextSpec(model=arm.model, equal_cache=arm.equal_cache, start=arm.start, seed=seed, **FIXED)
+            spec = TextSpec(model=arm.model, cache_share=arm.cache_share, start=arm.start, seed=seed, **FIXED)
             scores = {"text": {"loss": loss, "bits_per_byte": loss / 2}}
             found.append(Row(spec=spec.inputs(), result={"scores": scores, "parameters": spec.design.params}))
     return found
@@ -58,11 +60,13 @@ def test_runs_belong_to_their_settings(data: list[dict[str, Any]]) -> None:
     found = {setting: [row["scheme"] for row in data if row["setting"] == setting] for setting in scratch_lm.SETTINGS}
     assert found["parameters"] == ["uniform", "openelm", "planned", "planned-heads"]
     assert found["cache"] == ["uniform", "openelm", "planned", "planned-heads"]
+    assert found["half"] == ["uniform", "planned"]
     assert found["start"] == ["uniform", "openelm"]
     at_cache = [row for row in data if row["setting"] == "cache"]
     assert len({row["losses"] for row in at_cache}) == 4
     limit = at_cache[0]["cache_bytes_per_token"]
     assert all(row["cache_bytes_per_token"] <= limit for row in at_cache)
+    assert all(2 * row["cache_bytes_per_token"] <= limit for row in data if row["setting"] == "half")
 
 
 def test_differences_are_paired_by_seed(data: list[dict[str, Any]]) -> None:
@@ -76,7 +80,9 @@ def test_differences_are_paired_by_seed(data: list[dict[str, Any]]) -> None:
     cache = next(own for own in data if own["scheme"] == "planned" and own["setting"] == "cache")
     assert cache["minus_openelm"] == pytest.approx((-0.1 + 0.1 - 0.2) / 3)
     uniform = next(own for own in data if own["scheme"] == "uniform")
-    assert uniform["minus_uniform"] is None
+    assert uniform["minus_uniform"] is None and uniform["minus_whole"] is None
+    half = next(own for own in data if own["scheme"] == "uniform" and own["setting"] == "half")
+    assert half["minus_uniform"] is None and half["minus_whole"] == pytest.approx((0.05 + 0.1 + 0.08) / 3)
 
 
 def test_speeds_are_medians_and_medians_of_ratios(data: list[dict[str, Any]]) -> None:
@@ -86,10 +92,12 @@ def test_speeds_are_medians_and_medians_of_ratios(data: list[dict[str, Any]]) ->
 
 def test_the_verdict_follows_the_data(data: list[dict[str, Any]]) -> None:
     said = scratch_lm.verdict(data)
-    parameters, cache, baselines, start, rules, plain = said.removesuffix(".").split(". ")
+    parameters, cache, half, baselines, start, halved, rules, plain = said.removesuffix(".").split(". ")
     assert parameters.startswith("At equal parameters (") and "better (-0.0967" in parameters
     assert "decodes 2.00 times as fast" in parameters
     assert cache.startswith("At equal parameters and cache (") and "not decided (+0.0000" in cache
+    assert half.startswith("At equal parameters and half the cache (") and "better (-0.0767" in half
+    assert halved.startswith("Half the cache, uniform: worse (+0.0767")
     assert baselines.startswith("Baselines: openelm is not decided (+0.1333")
     assert start.startswith("From plain initial weights: openelm is better (-0.0967")
     assert rules.startswith("Single rules and more heads everywhere: planned-heads is worse (+0.3067")
@@ -109,12 +117,14 @@ def test_one_seed_decides_nothing(tmp_path: Path) -> None:
 def test_the_full_plan_is_matched() -> None:
     """Parameters within 0.2%, caches of the equal-cache runs within 1% of uniform's; same text, steps and batches."""
     specs = scratch_lm.plan("full")
-    assert len(specs) == 36 and {spec.seed for spec in specs} == set(range(5))
-    changing = {"model", "equal_cache", "start", "seed"}
+    assert len(specs) == 38 and {spec.seed for spec in specs} == set(range(4))
+    changing = {"model", "cache_share", "start", "seed"}
     assert len({spec.model_copy(update=dict.fromkeys(changing)) for spec in specs}) == 1
     counts = [spec.design.params for spec in specs]
     assert max(counts) - min(counts) <= 0.002 * max(counts) and 2e6 * 0.998 <= min(counts) <= max(counts) <= 2e6
     uniform = next(spec.design for spec in specs if spec.model == "uniform").cache_bytes_per_token()
     for spec in specs:
-        if spec.equal_cache or spec.model in ("planned-heads", "uniform-heads"):
+        if spec.cache_share == 0.5:
+            assert 0.99 * uniform / 2 <= spec.design.cache_bytes_per_token() <= uniform / 2
+        if spec.cache_share == 1.0 or spec.model in ("planned-heads", "uniform-heads"):
             assert 0.99 * uniform <= spec.design.cache_bytes_per_token() <= uniform

@@ -165,7 +165,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
 
 
 def test_rows_say_what_was_trained_and_are_found_again(tmp_path: Path) -> None:
-    specs = [TOY, TOY.model_copy(update={"model": "planned", "equal_cache": True})]
+    specs = [TOY, TOY.model_copy(update={"model": "planned", "cache_share": 1.0})]
     rows = sweep.sweep(specs, tmp_path / "work", workers=1)
     for spec, row in zip(specs, rows, strict=True):
         assert row.error is None and row.result is not None
@@ -192,7 +192,7 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
 def test_equal_cache_is_the_uniform_models() -> None:
     limit = TOY.design.cache_bytes_per_token()
     for model in ("planned", "openelm"):
-        design = TOY.model_copy(update={"model": model, "equal_cache": True}).design
+        design = TOY.model_copy(update={"model": model, "cache_share": 1.0}).design
         assert design.cache_bytes_per_token() <= limit and design.params <= TOY.parameters
 
 

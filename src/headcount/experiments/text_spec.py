@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -18,11 +19,11 @@ Count = Annotated[int, pydantic.Field(ge=1)]
 class TextSpec(Spec):
     """A new model under a budget, and how it is trained to predict the next token.
 
-    model: a scheme of ``plan --scratch``. equal_cache: besides its budget of ``parameters``, the model's cache has at
-    most the bytes a token that the uniform model's has. start: new weights as ``models.decoder`` draws them
-    (``scaled``), or ``plain``, as transformers' Llama does: what layers add is then larger by sqrt(2 layers).
-    vocab: entries of the byte-pair vocabulary. evaluations: held-out windows that the curve is taken on; the
-    examination at the end takes ``examined`` of every kind. autocast: products in bfloat16.
+    model: a scheme of ``plan --scratch``. cache_share: besides its budget of ``parameters``, the model's cache has at
+    most this share of the bytes a token that the uniform model's has by itself. start: new weights as
+    ``models.decoder`` draws them (``scaled``), or ``plain``, as transformers' Llama does: what layers add is then
+    larger by sqrt(2 layers). vocab: entries of the byte-pair vocabulary. evaluations: held-out windows that the curve
+    is taken on; the examination at the end takes ``examined`` of every kind. autocast: products in bfloat16.
 
     >>> spec = TextSpec(model="uniform", layers=2, hidden=64, context=32, vocab=300, parameters=120_000)
     >>> spec.design.params <= 120_000
@@ -39,7 +40,7 @@ class TextSpec(Spec):
     vocab: Annotated[int, pydantic.Field(ge=257)] = 1024
     kinds: tuple[str, ...] = KINDS
     parameters: int = 2_000_000
-    equal_cache: bool = False
+    cache_share: Annotated[float, pydantic.Field(gt=0)] | None = None
     start: Literal["scaled", "plain"] = "scaled"
     autocast: bool = False
 
@@ -61,8 +62,10 @@ class TextSpec(Spec):
     def design(self) -> DecoderSpec:
         """The model that the scheme makes of the budget."""
         sizes = (self.layers, self.hidden, self.context, self.vocab, self.parameters)
-        cache_bytes = _design("uniform", *sizes).cache_bytes_per_token() if self.equal_cache else None
-        return _design(self.model, *sizes, cache_bytes)
+        if self.cache_share is None:
+            return _design(self.model, *sizes)
+        cache_bytes = _design("uniform", *sizes).cache_bytes_per_token()
+        return _design(self.model, *sizes, math.floor(self.cache_share * cache_bytes))
 
     @property
     def higher_is_better(self) -> bool:

@@ -1,11 +1,10 @@
 """Figure: language models trained from scratch, planned against uniform and OpenELM's, at equal parameters and cache.
 
-Two settings. *parameters*: all models have the same number of parameters, whatever their cache. *cache*: the same
-parameters and at most the uniform model's cache. Within a seed all models see the same batches, so schemes are compared
-by paired differences. The single rules of the planner are trained too, to see which of them helps, and
-``uniform-heads``, to tell early heads from more heads. A third setting,
-*start*, shows what initial weights do to the comparison: the baselines from transformers' plain ones, in which what all
-layers add drowns the embedding.
+Settings: *parameters*, all models have the same number of parameters, whatever their cache; *cache*, the same
+parameters and at most the uniform model's cache; *half*, at most half of it; *start*, the first from transformers'
+plain initial weights, in which what all layers add drowns the embedding, to see what that does to the comparison.
+Within a seed all models see the same batches, so schemes are compared by paired differences. The single rules of the
+planner are trained too, to see which of them helps, and ``uniform-heads``, to tell early heads from more heads.
 """
 
 from __future__ import annotations
@@ -29,32 +28,34 @@ from headcount.experiments.text_spec import TextSpec
 from headcount.models.decoder import build_decoder
 
 NAME = "scratch-lm"
-SETTINGS = ("parameters", "cache", "start")
-TITLES = {
+SETTINGS = {
     "parameters": "equal parameters",
     "cache": "equal parameters and cache",
+    "half": "equal parameters and half the cache",
     "start": "equal parameters, plain start",
 }
+SHARES = {"cache": 1.0, "half": 0.5}
+"""Settings that limit the cache, to this share of the uniform model's."""
 BASELINES = ("uniform", "openelm")
 
 
 class Arm(NamedTuple):
-    """What the runs of all seeds share: scheme, whether it is held to the uniform model's cache, initial weights."""
+    """What the runs of all seeds share: scheme, share of the uniform model's cache that is allowed, initial weights."""
 
     model: str
-    equal_cache: bool = False
+    cache_share: float | None = None
     start: Literal["scaled", "plain"] = "scaled"
 
     def __str__(self) -> str:
-        return self.model + (" at equal cache" if self.equal_cache else "")
+        return self.model + ("" if self.cache_share is None else f" at {self.cache_share:g} of the cache")
 
 
 UNIFORM = Arm("uniform")
-MAIN = (UNIFORM, Arm("planned"), Arm("planned", True), Arm("openelm"), Arm("openelm", True))
+MAIN = (UNIFORM, Arm("planned"), Arm("planned", 1.0), Arm("openelm"), Arm("openelm", 1.0))
 SEEDS = {
     **dict.fromkeys(MAIN, 3),
-    **dict.fromkeys((UNIFORM, Arm("planned"), Arm("planned", True), Arm("planned-heads")), 5),
-    **dict.fromkeys((Arm("planned-narrow"), Arm("uniform-heads")), 3),
+    **dict.fromkeys((UNIFORM, Arm("planned"), Arm("planned", 1.0), Arm("planned-heads")), 4),
+    **dict.fromkeys((Arm("planned-narrow"), Arm("uniform-heads"), Arm("uniform", 0.5), Arm("planned", 0.5)), 3),
     **dict.fromkeys((Arm(model, start="plain") for model in BASELINES), 2),
 }
 """Seeds of every arm at full scale: most where the question is. ``planned-heads`` and ``uniform-heads`` have the
@@ -81,7 +82,7 @@ def plan(scale: Scale) -> list[TextSpec]:
         }  # fmt: skip
         seeds = SEEDS
     return [
-        TextSpec(model=arm.model, equal_cache=arm.equal_cache, start=arm.start, seed=seed, **fixed)
+        TextSpec(model=arm.model, cache_share=arm.cache_share, start=arm.start, seed=seed, **fixed)
         for seed in range(max(seeds.values()))
         for arm, count in seeds.items()
         if seed < count
@@ -98,11 +99,12 @@ class _Speed(pydantic.BaseModel):
 
 
 def data(rows: Sequence[Row], folder: Path) -> Data:
-    """A row for each setting and scheme: size, cache, losses, paired differences to the baselines, decode speed."""
+    """A row for each setting and scheme: size, cache, losses, decode speed; paired differences to the baselines of the
+    setting, and to the uniform model of the first (``minus_whole``)."""
     runs: dict[Arm, dict[int, Row]] = {}
     for row in rows:
         spec = TextSpec.checked(row.spec)
-        runs.setdefault(Arm(spec.model, spec.equal_cache, spec.start), {})[spec.seed] = row
+        runs.setdefault(Arm(spec.model, spec.cache_share, spec.start), {})[spec.seed] = row
     specs = {arm: TextSpec.checked(next(iter(own.values())).spec) for arm, own in runs.items()}
     speed = _speed(specs, folder)
     found: Data = []
@@ -120,12 +122,11 @@ def data(rows: Sequence[Row], folder: Path) -> Data:
                 "bits_per_byte": statistics.fmean(_score(row, "bits_per_byte") for row in own.values()),
                 "losses": " ".join(f"{loss:.4f}" for _, loss in sorted(losses.items())),
             }  # fmt: skip
-            for baseline in BASELINES:
-                other = {seed: _score(row, "loss") for seed, row in runs.get(members.get(baseline, arm), {}).items()}
-                paired = [losses[seed] - other[seed] for seed in sorted(losses) if seed in other]
-                shown = baseline in members and baseline != model and len(paired) > 0
-                difference = mean_and_half_width(paired) if shown else (None, None)
-                entry |= dict(zip((f"minus_{baseline}", f"minus_{baseline}_half_width"), difference, strict=True))
+            for name, other in {**{own: members.get(own) for own in BASELINES}, "whole": UNIFORM}.items():
+                against = {} if other in (None, arm) else runs.get(other, {})
+                paired = [losses[seed] - _score(against[seed], "loss") for seed in sorted(losses) if seed in against]
+                difference = mean_and_half_width(paired) if paired else (None, None)
+                entry |= dict(zip((f"minus_{name}", f"minus_{name}_half_width"), difference, strict=True))
             found.append(entry | _decoding(speed, str(arm), str(members.get("uniform", arm))))
     return found
 
@@ -137,13 +138,12 @@ def _belongs(arm: Arm, specs: dict[Arm, TextSpec], setting: str) -> bool:
     """
     if setting == "start" or arm.start == "plain":
         return setting == "start" and arm.start == "plain"
-    if setting == "parameters":
-        return not arm.equal_cache
-    if arm.equal_cache or arm._replace(equal_cache=True) in specs:
-        return arm.equal_cache
-    if UNIFORM not in specs:
+    share = SHARES.get(setting)
+    if arm.cache_share is not None or share is None:
+        return arm.cache_share == share
+    if UNIFORM not in specs or arm._replace(cache_share=share) in specs:
         return False
-    limit = specs[UNIFORM].design.cache_bytes_per_token()
+    limit = share * specs[UNIFORM].design.cache_bytes_per_token()
     return 0.99 * limit < specs[arm].design.cache_bytes_per_token() <= limit
 
 
@@ -200,24 +200,26 @@ def decided(mean: float | None, half: float | None) -> str:
 def verdict(data: Data) -> str:
     """Planned against both baselines in both settings, then the single rules."""
     parts = []
-    for setting in ("parameters", "cache"):
+    for setting in ("parameters", *SHARES):
         row = next((own for own in data if own["setting"] == setting and own["scheme"] == "planned"), None)
         if row is None:
             continue
         said = " and ".join(_compared(row, baseline) for baseline in BASELINES if row[f"minus_{baseline}"] is not None)
-        where = "parameters" if setting == "parameters" else "parameters and cache"
         uniform = next((own for own in data if own["setting"] == setting and own["scheme"] == "uniform"), row)
         share = row["cache_bytes_per_token"] / uniform["cache_bytes_per_token"]
         sizes = f"{row['parameters']:,}, {row['trained_tokens']:,} tokens, {row['seeds']} seeds"
         parts.append(
-            f"At equal {where} ({sizes}) the planned model is {said}; its cache is {share:.2f} of uniform's and it "
-            f"decodes {row['decode_speedup_own']:.2f} times as fast"
+            f"At {SETTINGS[setting]} ({sizes}) the planned model is {said}; its cache is {share:.2f} of uniform's and "
+            f"it decodes {row['decode_speedup_own']:.2f} times as fast"
         )
     by_place = {(row["setting"], row["scheme"]): row for row in data}
     for place, title in (("parameters", "Baselines"), ("start", "From plain initial weights")):
         row = by_place.get((place, "openelm"))
         if row is not None and row["minus_uniform"] is not None:
             parts.append(f"{title}: openelm is {_compared(row, 'uniform')}")
+    half = by_place.get(("half", "uniform"))
+    if half is not None and half["minus_whole"] is not None:
+        parts.append(f"Half the cache, uniform: {_compared(half, 'whole')}")
     rules = [row for row in data if row["setting"] == "parameters" and "-" in row["scheme"]]
     if rules:
         parts.append(
@@ -235,7 +237,8 @@ def verdict(data: Data) -> str:
 def _compared(row: dict[str, Any], baseline: str) -> str:
     mean, half = row[f"minus_{baseline}"], row[f"minus_{baseline}_half_width"]
     word = decided(mean, half)
-    shown = f"{mean:+.4f} +- {half:.4f} nats a token against {baseline}"
+    name = "uniform with the whole cache" if baseline == "whole" else baseline
+    shown = f"{mean:+.4f} +- {half:.4f} nats a token against {name}"
     return f"{word} ({shown})"
 
 
@@ -273,7 +276,7 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
                     textcoords="offset points", va="center", fontsize=8,
                 )  # fmt: skip
             axes.margins(x=0.2)
-        left.set_title(f"{TITLES[setting]} ({rows[0]['parameters']:,})", fontsize=10, loc="left")
+        left.set_title(f"{SETTINGS[setting]} ({rows[0]['parameters']:,})", fontsize=10, loc="left")
     first = data[0]
     panels[-1][0].set_xlabel("held-out loss minus uniform's, nats a token\n(mean over seeds, 95% interval)")
     panels[-1][1].set_xlabel("cache, KiB a token (float32)")
