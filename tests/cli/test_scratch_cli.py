@@ -44,7 +44,7 @@ def test_from_plan_to_a_model_that_loads(tmp_path: Path, capsys: pytest.CaptureF
         (["--scratch", "bert", *ISSUE[2:]], "family 'bert'"),
         ([*ISSUE, "--layers", "0"], "--layers 0"),
         ([*ISSUE, "--params", "6e4"], "the smallest budget is"),
-        ([*ISSUE, "--cache-bytes", "10"], "the smallest budget is 704"),
+        ([*ISSUE, "--cache-bytes", "10"], "the smallest budget is 512"),
         ([*ISSUE, "--from", "nowhere"], "holds no finished audit"),
     ],
 )

@@ -98,7 +98,7 @@ def test_openelm_scales_heads_and_mlps_linearly() -> None:
 
 def test_the_rules_are_what_they_say() -> None:
     made = {scheme: plan_scratch(**ISSUE, scheme=scheme).record.model.layers for scheme in SCHEMES}  # type: ignore[arg-type]
-    narrow = made["planned-narrow"]
+    narrow = made["planned"]
     assert [layer.qk_dim for layer in narrow] == sorted((layer.qk_dim for layer in narrow), reverse=True)
     assert (narrow[0].qk_dim, narrow[-1].qk_dim) == (32, 16) and {layer.v_dim for layer in narrow} == {32}
     heads = made["planned-heads"]
@@ -107,7 +107,7 @@ def test_the_rules_are_what_they_say() -> None:
     assert {(layer.n_heads, layer.n_kv_heads, layer.qk_dim, layer.v_dim) for layer in made["uniform-heads"]} == {
         (16, 8, 16, 16)
     }
-    both = made["planned"]
+    both = made["planned-both"]
     assert [layer.n_heads for layer in both] == [layer.n_heads for layer in heads]
     wide = [layer.n_heads * layer.qk_dim for layer in both]
     assert wide == sorted(wide, reverse=True) and (both[0].qk_dim, both[-1].qk_dim) == (16, 16)
@@ -178,12 +178,11 @@ def test_depths_are_matched_by_their_parts() -> None:
 def test_a_folder_of_evidence_narrows_where_it_is_small(tmp_path: Path) -> None:
     write_json(tmp_path / "s" / "saturation.json", saturation_record([8, 8, 4, 2]))
     record = plan_scratch(layers=4, hidden=128, context=64, params=1e6, vocab=256, audit=tmp_path / "s").record
-    assert [layer.qk_dim for layer in record.model.layers] == [16, 16, 16, 8]
+    assert [layer.qk_dim for layer in record.model.layers] == [32, 32, 16, 8]
     assert all(layer.reason.startswith("audit: saturation rank") for layer in record.model.layers)
     write_json(tmp_path / "a" / "audit.json", audit_record([12, 12, 8, 4], [4, 8, 8, 8]))
     record = plan_scratch(layers=4, hidden=128, context=64, params=1e6, vocab=256, audit=tmp_path / "a").record
-    assert [(layer.qk_dim, layer.v_dim) for layer in record.model.layers] == [(16, 8), (16, 16), (22, 32), (10, 32)]
-    assert [layer.n_heads for layer in record.model.layers] == [8, 8, 4, 4]
+    assert [(layer.qk_dim, layer.v_dim) for layer in record.model.layers] == [(32, 16), (32, 32), (22, 32), (10, 32)]
     with pytest.raises(HeadcountError, match="uniform takes no audit"):
         plan_scratch(layers=4, hidden=128, context=64, params=1e6, scheme="uniform", audit=tmp_path / "a")
 

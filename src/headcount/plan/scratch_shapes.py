@@ -8,9 +8,9 @@ uniform           every layer has the same heads and dimensions.
 openelm           heads and MLP width grow linearly from the first layer to the last (OpenELM, arXiv 2404.14619:
                   heads from 0.5 to 1 times the uniform number, MLP from 0.5 to 4 times hidden, the latter scaled to
                   the budget here); the head dimension is one for all.
-planned           the rules that are named in ``RULES``; evidence of an audit takes the place of those on dimensions.
-planned-narrow, planned-heads
-                  single rules, for comparison.
+planned           the rules that are named in ``RULES_OF``, or evidence of an audit in place of them.
+planned-heads, planned-both
+                  the source paper's rule alone and on top, for comparison.
 uniform-heads     twice the heads at half the dimension in every layer, to tell early heads from more heads.
 """
 
@@ -24,7 +24,7 @@ from typing import Literal, get_args
 from headcount.errors import HeadcountError
 from headcount.plan.scratch_evidence import Evidence
 
-Scheme = Literal["planned", "uniform", "openelm", "planned-narrow", "planned-heads", "uniform-heads"]
+Scheme = Literal["planned", "uniform", "openelm", "planned-heads", "planned-both", "uniform-heads"]
 SCHEMES: tuple[str, ...] = get_args(Scheme)
 
 LAST_KEYS = 0.5
@@ -35,19 +35,19 @@ RULES = {
     "late-keys": "queries and keys narrow linearly, to half in the last layer: in an audited model later keys need "
     "fewer directions, values do not (docs/scratch.md)",
     "early-heads": "the first third has twice the heads at half the dimension: early layers trade head dimension for "
-    "heads (the second source paper's claim), which trained models bear out (docs/scratch.md)",
+    "heads (the second source paper's claim; trained models show no gain, docs/scratch.md)",
 }
 """Rules of the planned schemes: what they do, and on what evidence."""
-_RULES_OF: dict[str, tuple[str, ...]] = {
-    "planned": ("early-heads", "late-keys"),
-    "planned-narrow": ("late-keys",),
+RULES_OF: dict[str, tuple[str, ...]] = {
+    "planned": ("late-keys",),
     "planned-heads": ("early-heads",),
+    "planned-both": ("early-heads", "late-keys"),
 }
 
 
 def rules_of(scheme: str, audited: bool = False) -> dict[str, str]:
-    """The rules that shape a scheme, in words; none for the baselines. An audit takes the place of ``late-keys``."""
-    return {name: RULES[name] for name in _RULES_OF.get(scheme, ()) if not (audited and name == "late-keys")}
+    """The rules that shape a scheme, in words; none for the baselines, nor where an audit takes their place."""
+    return {} if audited else {name: RULES[name] for name in RULES_OF.get(scheme, ())}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def shape(scheme: str, layers: int, base: Base, evidence: Evidence | None = None
         return _uniform(layers, base, 2 if scheme == "uniform-heads" else 1)
     if scheme == "openelm":
         return _openelm(layers, base)
-    return _audited(layers, base, evidence) if evidence is not None else _ruled(scheme, layers, base)
+    return _audited(base, evidence) if evidence is not None else _ruled(scheme, layers, base)
 
 
 def ramp(ends: tuple[float, float], layers: int) -> list[float]:
@@ -155,39 +155,25 @@ def spread(wanted: Sequence[float]) -> list[int]:
 
 
 def _ruled(scheme: str, layers: int, base: Base) -> Shape:
-    rules = _RULES_OF[scheme]
+    rules = RULES_OF[scheme]
     keys = ramp((1.0, LAST_KEYS), layers) if "late-keys" in rules and layers > 1 else [1.0] * layers
-    split = _early(layers) if "early-heads" in rules else [1] * layers
+    early = math.ceil(layers / 3) if "early-heads" in rules else 0
     reasons = []
     for i in range(layers):
-        said = [_EARLY] if split[i] > 1 else []
+        said = ["early-heads: twice the heads at half the dimension"] if i < early else []
         if "late-keys" in rules:
             said.append(f"late-keys: queries and keys {keys[i]:.2f} of the first layer's width")
         reasons.append("; ".join(said) or "early-heads: as uniform behind the first third")
+    split = [2 if i < early else 1 for i in range(layers)]
     return _by_shares(base, keys, [1.0] * layers, split, tuple(reasons))
 
 
-_EARLY = "early-heads: twice the heads at half the dimension"
-
-
-def _early(layers: int) -> list[int]:
-    """Into how many heads those of each layer are split.
-
-    >>> _early(6)
-    [2, 2, 1, 1, 1, 1]
-    """
-    return [2 if i < math.ceil(layers / 3) else 1 for i in range(layers)]
-
-
-def _audited(layers: int, base: Base, evidence: Evidence) -> Shape:
-    """Dimensions by the evidence; heads, of which it says nothing, by their rule."""
-    split = _early(layers)
+def _audited(base: Base, evidence: Evidence) -> Shape:
     reasons = tuple(
         f"audit: {said}; so queries and keys {k:.2f}, values {v:.2f} of the widest layer's width"
-        + (f"; {_EARLY}" if n > 1 else "")
-        for said, k, v, n in zip(evidence.said, evidence.keys, evidence.values, split, strict=True)
+        for said, k, v in zip(evidence.said, evidence.keys, evidence.values, strict=True)
     )
-    return _by_shares(base, evidence.keys, evidence.values, split, reasons)
+    return _by_shares(base, evidence.keys, evidence.values, [1] * len(reasons), reasons)
 
 
 def _by_shares(

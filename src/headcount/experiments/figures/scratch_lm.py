@@ -3,8 +3,8 @@
 Settings: *parameters*, all models have the same number of parameters, whatever their cache; *cache*, the same
 parameters and at most the uniform model's cache; *half*, at most half of it; *start*, the first from transformers'
 plain initial weights, in which what all layers add drowns the embedding, to see what that does to the comparison.
-Within a seed all models see the same batches, so schemes are compared by paired differences. The single rules of the
-planner are trained too, to see which of them helps, and ``uniform-heads``, to tell early heads from more heads.
+Within a seed all models see the same batches, so schemes are compared by paired differences. The source
+paper's rule is trained too, alone and on top of the planner's, and ``uniform-heads``, to tell early heads from more.
 """
 
 from __future__ import annotations
@@ -54,13 +54,14 @@ UNIFORM = Arm("uniform")
 MAIN = (UNIFORM, Arm("planned"), Arm("planned", 1.0), Arm("openelm"), Arm("openelm", 1.0))
 SEEDS = {
     **dict.fromkeys(MAIN, 3),
-    **dict.fromkeys((UNIFORM, Arm("planned"), Arm("planned", 1.0), Arm("planned-heads")), 4),
-    **dict.fromkeys((Arm("planned-narrow"), Arm("uniform-heads"), Arm("uniform", 0.5), Arm("planned", 0.5)), 3),
+    **dict.fromkeys((UNIFORM, Arm("planned")), 4),
+    **dict.fromkeys((Arm(f"{name}-heads") for name in ("planned", "uniform")), 3),
+    **dict.fromkeys((Arm("planned-both"), Arm("uniform", 0.5), Arm("planned", 0.5)), 3),
     **dict.fromkeys((Arm(model, start="plain") for model in BASELINES), 2),
 }
 """Seeds of every arm at full scale: most where the question is. ``planned-heads`` and ``uniform-heads`` have the
 uniform model's cache by themselves."""
-COLOURS = {"openelm": ORANGE, "planned": BLUE, "planned-heads": GREEN, "planned-narrow": PINK}
+COLOURS = {"openelm": ORANGE, "planned": BLUE, "planned-heads": GREEN, "planned-both": PINK}
 
 SPEED = "speed.json"
 DECODE = {"full": Size(8, 1024), "quick": Size(2, 64)}
@@ -223,7 +224,7 @@ def verdict(data: Data) -> str:
     rules = [row for row in data if row["setting"] == "parameters" and "-" in row["scheme"]]
     if rules:
         parts.append(
-            "Single rules and more heads everywhere: "
+            "More heads: "
             + "; ".join(f"{row['scheme']} is {_compared(row, 'uniform')}" for row in rules)
         )
     plain, scaled = (by_place.get((place, "uniform")) for place in ("start", "parameters"))
