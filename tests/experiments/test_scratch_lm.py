@@ -117,7 +117,7 @@ def test_one_seed_decides_nothing(tmp_path: Path) -> None:
 def test_the_full_plan_is_matched() -> None:
     """Parameters within 0.2%, caches of the equal-cache runs within 1% of uniform's; same text, steps and batches."""
     specs = scratch_lm.plan("full")
-    assert len(specs) == 36 and {spec.seed for spec in specs} == set(range(4))
+    assert len(specs) == 38 and {spec.seed for spec in specs} == set(range(4))
     changing = {"model", "cache_share", "start", "seed"}
     assert len({spec.model_copy(update=dict.fromkeys(changing)) for spec in specs}) == 1
     counts = [spec.design.params for spec in specs]

@@ -57,7 +57,7 @@ SEEDS = {
     **dict.fromkeys((UNIFORM, Arm("planned")), 4),
     **dict.fromkeys((Arm(f"{name}-heads") for name in ("planned", "uniform")), 3),
     **dict.fromkeys((Arm("planned-both"), Arm("uniform", 0.5), Arm("planned", 0.5)), 3),
-    **dict.fromkeys((Arm(model, start="plain") for model in BASELINES), 2),
+    **dict.fromkeys((Arm(model, start="plain") for model in BASELINES), 3),
 }
 """Seeds of every arm at full scale: most where the question is. ``planned-heads`` and ``uniform-heads`` have the
 uniform model's cache by themselves."""
@@ -223,10 +223,7 @@ def verdict(data: Data) -> str:
         parts.append(f"Half the cache, uniform: {_compared(half, 'whole')}")
     rules = [row for row in data if row["setting"] == "parameters" and "-" in row["scheme"]]
     if rules:
-        parts.append(
-            "More heads: "
-            + "; ".join(f"{row['scheme']} is {_compared(row, 'uniform')}" for row in rules)
-        )
+        parts.append("More heads: " + "; ".join(f"{row['scheme']} is {_compared(row, 'uniform')}" for row in rules))
     plain, scaled = (by_place.get((place, "uniform")) for place in ("start", "parameters"))
     if plain is not None and scaled is not None:
         parts.append(
@@ -244,7 +241,7 @@ def _compared(row: dict[str, Any], baseline: str) -> str:
 
 
 def draw(data: Data, folder: Path) -> dict[str, Path]:
-    """Differences in loss, cache and decoding speed, a line a scheme, the settings one above the other."""
+    """Loss against the uniform model of the first setting, cache and decoding speed; a line a scheme."""
     from matplotlib.figure import Figure
 
     settings = [setting for setting in SETTINGS if any(row["setting"] == setting for row in data)]
@@ -256,7 +253,7 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
         places = range(len(rows))
         colours = [COLOURS.get(row["scheme"], GREY) for row in rows]
         for place, row, colour in zip(places, rows, colours, strict=True):
-            mean, half = row["minus_uniform"], row["minus_uniform_half_width"]
+            mean, half = row["minus_whole"], row["minus_whole_half_width"]
             if mean is not None:
                 width = 0.0 if half is None or math.isnan(half) else half
                 left.errorbar([mean], [place], xerr=[width], color=colour, marker="o", capsize=3)
@@ -279,7 +276,7 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
             axes.margins(x=0.2)
         left.set_title(f"{SETTINGS[setting]} ({rows[0]['parameters']:,})", fontsize=10, loc="left")
     first = data[0]
-    panels[-1][0].set_xlabel("held-out loss minus uniform's, nats a token\n(mean over seeds, 95% interval)")
+    panels[-1][0].set_xlabel("held-out loss minus the first line's,\nnats a token (mean over seeds, 95% interval)")
     panels[-1][1].set_xlabel("cache, KiB a token (float32)")
     panels[-1][2].set_xlabel(f"decoding, tokens a second\n(batch x context {first['decode']}, CPU)")
     return write_figure(figure, data, folder, NAME)
