@@ -19,6 +19,7 @@ from headcount.models.decoder import DecoderLayer, DecoderSpec, build_decoder, s
 from headcount.plan.scratch import plan_scratch
 from headcount.pretrained.families import read_spec
 from headcount.pretrained.loading import open_model
+from headcount.pretrained.modeling_unequal import scale_added
 
 MIXED = DecoderSpec(
     vocab=97,
@@ -87,10 +88,7 @@ def test_new_layers_together_add_about_what_the_embedding_is() -> None:
         return float((seen[0] - embedded).norm() / embedded.norm())
 
     assert 1.0 < added() < 1.4
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.mul_(12**0.5)
-            layer.mlp.down_proj.weight.mul_(12**0.5)
+    scale_added(model.model.layers, 12**0.5)
     assert 6.0 < added() < 7.5
 
 

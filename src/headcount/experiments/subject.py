@@ -18,6 +18,7 @@ from headcount.experiments.text_spec import AnySpec, TextSpec
 from headcount.models import TokenModel, build
 from headcount.models.decoder import build_decoder
 from headcount.pretrained.capture import our_attention
+from headcount.pretrained.modeling_unequal import scale_added
 
 Scores = dict[str, dict[str, float | str]]
 ROWS = 16
@@ -116,13 +117,10 @@ class TextSubject:
         self.text: Corpus = corpus(spec.kinds, spec.vocab)
         self.held: list[Tensor] = []
 
-    @torch.no_grad()
     def begin(self) -> None:
         """The drawn weights are the start; a plain one takes back what made some of them smaller."""
         if self.spec.start == "plain":
-            for layer in self.model.stack.layers:
-                for added in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                    added.weight.mul_((2 * self.spec.layers) ** 0.5)
+            scale_added(self.model.stack.layers, (2 * self.spec.layers) ** 0.5)
 
     def batch(self, step: int) -> Tensor:
         """The same windows for every model of a seed."""

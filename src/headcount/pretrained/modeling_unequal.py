@@ -9,7 +9,7 @@ Letters in shapes: B batch, T new tokens, H query heads, K key-value heads, d = 
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -182,11 +182,17 @@ class UnequalLlamaForCausalLM(LlamaForCausalLM):
             layer.self_attn = UnequalAttention(config, index)
             layer.mlp = _mlp(config, index)
         self.post_init()
-        # Without this, what all layers add drowns the embedding in a small model, the more so the more heads it has.
-        with torch.no_grad():
-            for layer in self.model.layers:
-                for added in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                    added.weight.mul_((2 * config.num_hidden_layers) ** -0.5)
+        # Without this, what all layers add drowns the embedding in a small model. Not in _init_weights: the inner
+        # model's modules are marked as done when transformers comes to this one.
+        scale_added(self.model.layers, (2 * config.num_hidden_layers) ** -0.5)
+
+
+@torch.no_grad()
+def scale_added(layers: Iterable[Any], factor: float) -> None:
+    """Multiply what layers add to the residual stream, attention's and the MLP's output, in place."""
+    for layer in layers:
+        layer.self_attn.o_proj.weight.mul_(factor)
+        layer.mlp.down_proj.weight.mul_(factor)
 
 
 def _mlp(config: UnequalLlamaConfig, index: int) -> LlamaMLP:

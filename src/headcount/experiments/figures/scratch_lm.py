@@ -53,11 +53,10 @@ class Arm(NamedTuple):
 UNIFORM = Arm("uniform")
 MAIN = (UNIFORM, Arm("planned"), Arm("planned", 1.0), Arm("openelm"), Arm("openelm", 1.0))
 SEEDS = {
-    **dict.fromkeys(MAIN, 3),
-    **dict.fromkeys((UNIFORM, Arm("planned")), 4),
-    **dict.fromkeys((Arm(f"{name}-heads") for name in ("planned", "uniform")), 3),
-    **dict.fromkeys((Arm("planned-both"), Arm("uniform", 0.5), Arm("planned", 0.5)), 3),
+    **dict.fromkeys((*MAIN, Arm("planned-heads"), Arm("uniform-heads"), Arm("planned-both")), 3),
+    **dict.fromkeys((Arm("uniform", 0.5), Arm("planned", 0.5)), 3),
     **dict.fromkeys((Arm(model, start="plain") for model in BASELINES), 3),
+    **dict.fromkeys((UNIFORM, Arm("planned")), 4),
 }
 """Seeds of every arm at full scale: most where the question is. ``planned-heads`` and ``uniform-heads`` have the
 uniform model's cache by themselves."""
