@@ -72,6 +72,60 @@ def test_uniform_is_the_best_of_one_dimension(number: int) -> None:
     assert found.error <= found.uniform.error + 1e-12
 
 
+def jointly(number: int) -> tuple[list[int], int, list[np.ndarray], list[list[float]]]:
+    """An instance whose position errors fall with heads and dimension, up to dimensions beyond the content's rank."""
+    generator = numpy_generator(number, "joint instance")
+    lags, budget, _, spectra = instance(number)
+    position = []
+    for _ in lags:
+        shape = tuple(int(size) for size in generator.integers(1, 6, size=2))
+        grid = generator.uniform(size=shape)
+        grid = np.minimum.accumulate(np.minimum.accumulate(grid, axis=0), axis=1)
+        position.append(np.round(grid, 1) if number % 3 == 0 else grid)
+    return lags, budget, position, spectra
+
+
+def joint_error(choice: tuple[tuple[int, int], ...], position: list[np.ndarray], spectra: list[list[float]]) -> float:
+    total = 0.0
+    for (heads, dim), grid, spectrum in zip(choice, position, spectra, strict=True):
+        norm = sum(value**2 for value in spectrum) ** 0.5
+        total += norm * grid[heads - 1][min(dim, len(grid[0])) - 1] + sum(value**2 for value in spectrum[dim:]) ** 0.5
+    return total
+
+
+@pytest.mark.parametrize("number", range(100))
+def test_heads_and_dimension_are_chosen_jointly(number: int) -> None:
+    """Against all (H, d) of all lags, and against all uniform layers of H d <= budget, not only the largest d."""
+    lags, budget, position, spectra = jointly(number)
+    found = allocate(lags, budget, position, spectra)
+    options = [[(h, d) for h in range(1, len(grid) + 1) for d in range(1, budget + 1)] for grid in position]
+    feasible = [choice for choice in itertools.product(*options) if sum(h * d for h, d in choice) <= budget]
+    best = min(joint_error(choice, position, spectra) for choice in feasible)
+    # Sums of six float64 numbers below 20.
+    assert found.error == pytest.approx(best, abs=1e-12)
+    groups = tuple((group.heads, group.dim) for group in found.groups)
+    assert sum(h * d for h, d in groups) <= budget
+    assert joint_error(groups, position, spectra) == pytest.approx(best, abs=1e-12)
+    uniform: dict[int, float] = {}
+    for shares in itertools.product(*[range(1, len(grid) + 1) for grid in position]):
+        for heads in range(sum(shares), budget + 1):
+            for dim in range(1, budget // heads + 1):
+                own = joint_error(tuple((h, dim) for h in shares), position, spectra)
+                uniform[heads] = min(uniform.get(heads, np.inf), own)
+    for point in found.curve:
+        assert point.error == pytest.approx(uniform[point.heads], abs=1e-12)
+        assert point.heads * point.dim <= budget
+        dealt = tuple((h, point.dim) for h in point.heads_of_lag)
+        assert joint_error(dealt, position, spectra) == pytest.approx(point.error, abs=1e-12)
+    assert found.uniform.error == pytest.approx(min(uniform.values()), abs=1e-12)
+
+
+def test_errors_that_do_not_depend_on_the_dimension_are_one_row() -> None:
+    lags, budget, position, spectra = instance(4)
+    grids = [np.repeat(np.array(row)[:, None], 3, axis=1) for row in position]
+    assert allocate(lags, budget, grids, spectra).error == allocate(lags, budget, position, spectra).error
+
+
 def test_more_budget_is_never_worse() -> None:
     lags, _, position, spectra = instance(7)
     errors = [allocate(lags, budget, position, spectra).error for budget in range(len(lags), 30)]
@@ -134,6 +188,8 @@ def test_evidence_is_checked() -> None:
         allocate([1], 4, [[0.1]], [[]])
     with pytest.raises(HeadcountError, match="no position errors"):
         allocate([1], 4, [[]], [[1.0]])
+    with pytest.raises(HeadcountError, match="lag 1 rise with the dimension"):
+        allocate([1], 4, [[[0.1, 0.2]]], [[1.0]])
     with pytest.raises(HeadcountError, match="1 lags have 2 rows"):
         allocate([1], 4, [[0.1], [0.2]], [[1.0]])
     with pytest.raises(HeadcountError, match="content width of 0"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,63 @@ def test_the_shipped_table_splits_at_once(capsys: pytest.CaptureFixture[str], po
     arguments = ("--lags", "1,2,3,4", "--budget", "128", "--position", position)
     got = answer(capsys, "allocate", *arguments)
     assert sum(group["heads"] * group["dim"] for group in got["groups"]) <= 128
-    spectra, rows = random_spectra(4, 32), [shipped(position).errors(lag) for lag in (1, 2, 3, 4)]  # type: ignore[arg-type]
     expected = 0.0
-    for group, row, spectrum in zip(got["groups"], rows, spectra, strict=True):
+    for group, spectrum in zip(got["groups"], random_spectra(4, 32), strict=True):
         rest = tails(spectrum)
+        row = shipped(position).errors(group["lag"], dim=group["dim"])  # type: ignore[arg-type]
         expected += rest[0] * row[group["heads"] - 1] + rest[group["dim"]]
     assert got["error"] == pytest.approx(expected) and got["error"] <= got["uniform"]["error"]
+
+
+def test_rotary_heads_pay_for_their_own_dimension(capsys: pytest.CaptureFixture[str]) -> None:
+    """8 heads of 16, two a lag: the error that 64 dimensions have would be less by a fifth."""
+    got = answer(capsys, "allocate", "--lags", "1,2,3,4", "--budget", "128", "--position", "rope")
+    (eight,) = [point for point in got["curve"] if point["heads"] == 8]
+    table, content = shipped("rope"), sum(tails(spectrum)[16] for spectrum in random_spectra(4, 32))
+    assert eight["dim"] == 16
+    assert eight["error"] == pytest.approx(content + sum(table.errors(lag, dim=16)[1] for lag in (1, 2, 3, 4)))
+    assert eight["error"] - content > 3 * sum(table.errors(lag, dim=64)[1] for lag in (1, 2, 3, 4))
+
+
+def test_other_rotary_settings_need_a_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    place = tmp_path / "rope.json"
+    asked = ("--position", "rope", "--lags", "1,2", "--context", "8", "--logit-budget", "6")
+    allocated = ("allocate", *asked, "--budget", "32")
+    code, _, err = run(capsys, *allocated)
+    assert code == 2 and err.count("\n") == 1
+    assert (
+        "headcount kernels --position rope --context 8 --logit-budget 6 --lags 1,2 --out FILE; then add --table" in err
+    )
+    first = answer(capsys, "kernels", *asked[:3], "1", *asked[4:], "--dims", "2", "--out", str(place))
+    got = answer(capsys, "kernels", *asked, "--dims", "2", "--out", str(place))  # completed, not begun again
+    assert got["dim"] == 2 and got["errors"]["1"] == first["errors"]["1"]
+    rows = json.loads(place.read_text())["rows"]
+    assert [(row["lag"], row["dim"]) for row in rows] == [(1, 2), (2, 2)]
+    used = answer(capsys, *allocated, "--table", str(place))
+    assert (used["context"], used["logit_budget"]) == (8, 6.0)
+    assert {group["dim"] for group in used["groups"]} <= set(range(2, 33))  # narrower heads have no kernels here
+    code, _, err = run(
+        capsys, "allocate", "--position", "rope", "--lags", "1,2", "--budget", "32", "--table", str(place)
+    )
+    assert code == 2 and "context 8, logits up to 6" in err and "--context 8 --logit-budget 6" in err
+    code, _, err = run(capsys, "kernels", *asked[:-1], "7", "--dims", "2", "--out", str(place))
+    assert code == 2 and "other settings" in err
+    for other, said in (
+        (("--position", "alibi", "--dim", "8"), "do not depend on the dimension"),
+        (("--position", "rope", "--dim", "0"), "heads of dimension 0"),
+        (("--position", "rope", "--dims", "7", "--lags", "1"), "rotary dimension of 7"),
+        (("--position", "alibi", "--logit-budget", "4", "--lags", "1"), "no logit budget"),
+    ):
+        code, _, err = run(capsys, "kernels", *other)
+        assert code == 2 and said in err and err.count("\n") == 1
+
+
+def test_other_contexts_of_closed_forms_are_computed(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("--lags", "1,40", "--budget", "8", "--position", "learned", "--context", "200", "--logit-budget", "2")
+    got = answer(capsys, "allocate", *asked, "--width", "1")
+    alone = 199 / math.exp(4)  # above 1: one head is no better than none
+    assert got["context"] == 200 and alone > 1
+    assert [group["heads"] for group in got["groups"]] == [2, 2] and got["error"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_table_and_spectra_from_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -155,7 +207,7 @@ def test_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     answer(capsys, "allocate", "--lags", "1,2", "--budget", "16", "--figure", str(tmp_path))
     with (tmp_path / "position_errors.csv").open() as file:
         drawn = list(csv.DictReader(file))
-    assert len(drawn) == 4 * 5 * 32
+    assert len(drawn) == (3 + 3) * 5 * 32  # rope at three dimensions
     assert all(float(row["lower"]) <= float(row["error"]) for row in drawn)
     with (tmp_path / "heads_at_fixed_size.csv").open() as file:
         sizes = list(csv.DictReader(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,21 @@ def test_a_solver_layer_of_exact_positions_has_the_error_that_the_solver_predict
         rows = [shipped("learned").errors(lag) for lag in range(2)]
         (predicted,) = [own.error for own in allocate([0, 1], heads * dim, rows, TASK.spectra).curve if own.heads == 2]
         assert predicted == pytest.approx(sum(rests), abs=1e-4)
+
+
+def test_committed_predictions_are_what_the_tables_give_now() -> None:
+    """Every row of results/heads-vs-dim.csv, and the verdict's sentence about RoPE."""
+    with (Path(__file__).parents[2] / "results" / "heads-vs-dim.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["predicted"]]
+    assert len(rows) > 100
+    least: dict[int, tuple[float, int]] = {}
+    for row in rows:
+        order, heads, dim = (int(row[name]) for name in ("order", "heads", "dim"))
+        told = theory.predicted(NGram(tokens=64, order=order), row["position"], heads, dim)  # type: ignore[arg-type]
+        assert told is not None and round(told, 5) == float(row["predicted"])
+        if row["position"] == "rope":
+            least[order] = min(least.get(order, (math.inf, 0)), (told, heads))
+    assert {order: heads for order, (_, heads) in least.items()} == {2: 6, 3: 6, 4: 8, 5: 8}
 
 
 def _tails(spectrum: list[float]) -> list[float]:

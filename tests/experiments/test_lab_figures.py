@@ -173,9 +173,10 @@ def test_widths_that_learn() -> None:
     first, second = qsa_width.data(rows, Path())
     assert (first["learned"], first["learned_by_one_seed"], first["goal"]) == (16, 8, 0.25)
     assert second["learned"] is None and second["widest_tried"] == 16
-    assert first["qsa-polytope"] == 4 + 2 and qsa_width.lowest(first) >= 1
+    assert (first["qsa-polytope, one map"], first["qsa-bits"], first["inputs"]) == (4 + 4, 1, 4 + 2 * 20)
     text = qsa_width.verdict([first, second])
     assert "q = 1: 16" in text and "No width up to 16 sufficed for q = 2" in text
+    assert "They are 2.0 to 2.0 times the d' + 4q" in text and "0 of 1 lie below" in text
 
 
 def test_states_rounded_to_many_bits_are_the_states() -> None:

@@ -23,6 +23,7 @@ from headcount.experiments.checkpoint import FILE
 from headcount.experiments.data import Portion, Source, draw
 from headcount.experiments.spec import RunSpec
 from headcount.experiments.train import NonFiniteError, rate, train
+from headcount.tasks.base import NO_ANSWER
 
 TOY = RunSpec(
     task="qsa", tokens=6, sparsity=2, dim=2, width=16, steps=60, batch=16, evaluate_every=20, evaluations=32,
@@ -219,7 +220,7 @@ def test_scores_by_hand() -> None:
     assert exam.score(torch.tensor([[[1.0], [2.0], [-1.0], [0.5]]]), binary) == pytest.approx(1 / 3)
     assert exam.score(torch.ones(1, 4, 1), binary) == pytest.approx(0.5)
     assert exam.majority(binary) == pytest.approx(0.75)
-    classes = Portion(tasks.get("recall", tokens=4, symbols=4), torch.zeros(1), torch.tensor([[-1, 2, 0, 2]]))
+    classes = Portion(tasks.get("recall", tokens=4, symbols=4), torch.zeros(1), torch.tensor([[NO_ANSWER, 2, 0, 2]]))
     right_once = torch.nn.functional.one_hot(torch.tensor([[1, 2, 1, 0]]), 4).float()
     assert exam.score(right_once, classes) == pytest.approx(0.25)
 

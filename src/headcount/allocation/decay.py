@@ -22,8 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from headcount.allocation import rotary
 from headcount.allocation.schemes import Array
 from headcount.allocation.table import Table
+
+SMALLEST = 1e-5
+"""The smallest excess over the floor that is fitted."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,13 @@ class Decay:
     heads: tuple[int, ...]
 
 
-def decay(errors: Array, floor: float, smallest: float = 1e-5) -> Decay | None:
+def decay(errors: Array, floor: float, smallest: float = SMALLEST) -> Decay | None:
     """Fit errors of 1, 2, ... heads; ``None`` where fewer than 3 lie between 1 and the floor.
 
     Args:
         errors: E_pos for 1, 2, ... heads; repeated values at the end count once.
         floor: the error of any number of heads.
-        smallest: excesses below this are the search's own precision and not fitted.
+        smallest: excesses below this are not fitted: the search is no more precise, or has ended there.
 
     >>> found = decay(0.1 + 0.5 * np.arange(1.0, 9.0) ** -3, floor=0.1)
     >>> round(found.power, 6), found.power_misfit < 1e-9 < found.rate_misfit
@@ -82,10 +86,12 @@ def bound_growth(position: str, power: float, lag: int) -> float | None:
     return None
 
 
-def decay_rows(table: Table, lags: Sequence[int]) -> list[dict[str, Any]]:
+def decay_rows(table: Table, lags: Sequence[int], dim: int | None = None) -> list[dict[str, Any]]:
     """The fits of those lags that have one, with two growths from the lag to the next: of the excess over the floor at
-    the largest number of heads that both fits used, and of the literature's bound at the fitted power."""
-    fits = {lag: decay(table.errors(lag), float(table.lower(lag)[-1])) for lag in lags}
+    the largest number of heads that both fits used, and of the literature's bound at the fitted power. ``dim``: of
+    rotary heads, whose search ends at ``rotary.ENOUGH``."""
+    smallest = rotary.ENOUGH if table.dims else SMALLEST
+    fits = {lag: decay(table.errors(lag, dim=dim), float(table.lower(lag, dim=dim)[-1]), smallest) for lag in lags}
     rows = []
     for lag, own in fits.items():
         if own is None:
@@ -94,20 +100,22 @@ def decay_rows(table: Table, lags: Sequence[int]) -> list[dict[str, Any]]:
         common = sorted(set(own.heads) & set(following.heads)) if following else []
         grown = None
         if common:
-            first, second = (table.errors(at) - table.lower(at)[-1] for at in (lag, lag + 1))
+            first, second = (table.errors(at, dim=dim) - table.lower(at, dim=dim)[-1] for at in (lag, lag + 1))
             grown = float(second[common[-1] - 1] / first[common[-1] - 1])
         bound = bound_growth(table.position, own.power, lag)
         rows.append({"lag": lag, **vars(own), "heads": list(own.heads), "growth": grown, "bound_growth": bound})
     return rows
 
 
-def lag_decay(table: Table, lags: Sequence[int], smallest: float = 1e-7) -> dict[str, Any] | None:
+def lag_decay(
+    table: Table, lags: Sequence[int], smallest: float = 1e-7, dim: int | None = None
+) -> dict[str, Any] | None:
     """How what any number of heads gains, 1 - E_pos, falls from lag to lag: the factor e^a of a fit e^(-a lag).
 
     Lags that gain all (an error of 0) or less than ``smallest`` are left out, and so are those before the gain falls
     below one half, where it is bounded by 1. ``None`` where fewer than 3 lags are left.
     """
-    gains = np.array([1.0 - table.lower(lag)[-1] for lag in lags])
+    gains = np.array([1.0 - table.lower(lag, dim=dim)[-1] for lag in lags])
     used = (gains > smallest) & (gains < 0.5)
     if used.sum() < 3:
         return None

@@ -17,12 +17,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import eigh
 
 from headcount.allocation.kernels import LIMIT, Fit, best_coefficients, spike
 from headcount.allocation.schemes import Array, Softmax
 
 COARSE = 10.0 ** -np.arange(1.0, 3.1, 0.5)
 """The smoothings of a first look."""
+LATE = COARSE[2:]
+"""Those of a look that starts late: with larger ones no kernel at all is best where few heads gain little."""
 FINE = 10.0 ** -np.arange(3.5, 7.1, 0.5)
 """Those that end it: of 64 residuals and a barrier a head, at most 1e-5 is left, of which the programme takes most."""
 _STEPS, _WORTH, _STIFFEST = 60, 1e-3, 1e12
@@ -112,7 +115,7 @@ def settle(
             raise ValueError("the start is not inside the limits")
         for _ in range(_STEPS):
             gradient, hessian, jacobian, bent = smooth.model(point, own, mu, multipliers)
-            values, basis = np.linalg.eigh(hessian)
+            values, basis = _eigen(hessian)
             values, along = np.maximum(np.abs(values), _FLATTEST), basis.T @ gradient
             while damping < _STIFFEST:
                 step = -along / (values + damping)
@@ -134,6 +137,51 @@ def settle(
                 break
         damping = min(damping, 1e-2) if damping < _STIFFEST else 1e-6
     return point[: smooth.split].reshape(len(given), -1), point[smooth.split :]
+
+
+def _eigen(hessian: Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors; by QR where LAPACK's divide and conquer (numpy's only choice) does not converge."""
+    try:
+        values, basis = np.linalg.eigh(hessian)
+    except np.linalg.LinAlgError:
+        values, basis = eigh(hessian, driver="ev")
+    return values, basis
+
+
+def best_single(scheme: Softmax, lag: int) -> Array:
+    """The numbers (P,) of the one kernel that puts most weight on the lag: a convex problem.
+
+    (1 - a) / a = sum_{s != lag} e^(l_s - l_lag) is the error of one head where it is below 1 (``floor.rotary_floor``).
+    Its logarithm is convex in the numbers and is minimised with a barrier whose weight goes to 0.
+    """
+    apart = np.delete(scheme.features, lag, axis=0) - scheme.features[lag]
+    point = np.zeros(scheme.width)
+
+    def at(numbers: Array, mu: float) -> tuple[float, Array, Array]:
+        wall, slopes, curvature = scheme.barrier(numbers[None], _ROUNDING * mu)
+        if not np.isfinite(wall):
+            return np.inf, slopes, curvature
+        logits = apart @ numbers
+        powers = np.exp(logits - logits.max())
+        weights = powers / powers.sum()
+        slope = weights @ apart
+        bent = apart.T @ (weights[:, None] * apart) - np.outer(slope, slope)
+        value = float(logits.max() + np.log(powers.sum())) + mu * wall
+        return value, slope + mu * slopes[0], bent + mu * curvature[0]
+
+    for mu in np.concatenate([COARSE, FINE]):
+        value, slope, bent = at(point, mu)
+        for _ in range(_STEPS):
+            step = -np.linalg.solve(bent + _FLATTEST * np.eye(len(point)), slope)
+            promised = -float(slope @ step)
+            if promised < _WORTH * mu:
+                break
+            size = 1.0
+            while size > 1e-10 and at(point + size * step, mu)[0] > value - 0.1 * size * promised:
+                size /= 2
+            point = point + size * step
+            value, slope, bent = at(point, mu)
+    return point
 
 
 def finish(scheme: Softmax, given: Array, lag: int, limit: float = LIMIT) -> Fit:

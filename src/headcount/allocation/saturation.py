@@ -16,18 +16,25 @@ The ratio p'_j / p_j = e^(u_j) / Z is between e^(-2 delta) and e^(2 delta), so m
 (1 - e^(-2 delta)) e^(2b) / L: the *sharper* form, which falls with delta squared, as the truth does.
 For values that are independent of the logits and of each other, of mean zero and covariance S,
 E||o - o'||^2 = tr(S) ||p - p'||_2^2. Neither says anything once b grows like log(L) / 2: measure b.
+
+**Absolute output error.** Weights sum to 1, so o - o' = sum_j (p_j - p'_j) (v_j - c) for every c, and for all values
+||o - o'|| <= 2 TV(p, p') max_j ||v_j - c|| <= 2 tanh(delta / 2) max_j ||v_j - c||, without a hypothesis about them.
+All of these are about the absolute error, not about the error relative to ||o||, which shrinks as L grows too.
 (Yu et al. 2025, arXiv 2510.03784, assume b bounded; these explicit forms are proved here.)
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from headcount.errors import HeadcountError
 
 Array = np.ndarray
+LARGEST_EXPONENT = 700.0
+"""Of e^(2b): float64 overflows soon after it. The bound is then far above 2, which no squared distance exceeds."""
 
 
 def half_range(logits: Array, moved: Array) -> float:
@@ -50,7 +57,7 @@ def total_variation_bound(delta: float) -> float:
     >>> round(total_variation_bound(1.0), 4)
     0.4621
     """
-    return math.tanh(_at_least_0(delta, "a half-range") / 2)
+    return float(_total_variation(np.asarray(_at_least_0(delta, "a half-range"))))
 
 
 def worst_case(delta: float, tokens: int) -> tuple[Array, Array]:
@@ -96,7 +103,7 @@ def long_context_bound(delta: float, logit_bound: float, tokens: int) -> float:
             f"logits within {logit_bound:g} of 0 cannot change by a half-range of {delta:g}",
             fix=f"use a delta of at most {2 * logit_bound:g}, or measure the bound on both rows",
         )
-    return 2 * math.tanh(delta / 2) * math.exp(2 * logit_bound) / tokens
+    return float(_squared_distance(np.asarray(delta), np.asarray(logit_bound), np.asarray(tokens)))
 
 
 def sharper_long_context_bound(delta: float, logit_bound: float, tokens: int) -> float:
@@ -105,7 +112,7 @@ def sharper_long_context_bound(delta: float, logit_bound: float, tokens: int) ->
     >>> round(sharper_long_context_bound(0.1, 1.0, 1024), 6)
     0.000131
     """
-    return long_context_bound(delta, logit_bound, tokens) * -math.expm1(-2 * delta)
+    return long_context_bound(delta, logit_bound, tokens) * float(_sharpening(np.asarray(delta)))
 
 
 def output_error_bound(delta: float, logit_bound: float, tokens: int, value_trace: float) -> float:
@@ -118,6 +125,45 @@ def output_error_bound(delta: float, logit_bound: float, tokens: int, value_trac
     0.0461
     """
     return _at_least_0(value_trace, "a trace of a covariance") * long_context_bound(delta, logit_bound, tokens)
+
+
+@dataclass(frozen=True)
+class RowBounds:
+    """The bounds of many rows at once; arrays of one shape."""
+
+    total_variation: Array
+    """tanh(delta / 2)."""
+    squared_distance: Array
+    """2 tanh(delta / 2) e^(2b) / L."""
+    sharper: Array
+    """The same times 1 - e^(-2 delta)."""
+
+
+def bounds_of_rows(delta: Array, logit_bound: Array, tokens: Array) -> RowBounds:
+    """``total_variation_bound``, ``long_context_bound`` and ``sharper_long_context_bound`` of measured rows.
+
+    Args:
+        delta: half-ranges of the change of each row, as measured.
+        logit_bound: b of each row: half of the larger range of its two rows of logits.
+        tokens: L of each row.
+
+    >>> bounds_of_rows(np.array([0.1]), np.array([1.0]), np.array([1024])).squared_distance.round(6).tolist()
+    [0.000721]
+    """
+    squared = _squared_distance(delta, logit_bound, tokens)
+    return RowBounds(_total_variation(delta), squared, squared * _sharpening(delta))
+
+
+def _total_variation(delta: Array) -> Array:
+    return np.tanh(delta / 2)
+
+
+def _squared_distance(delta: Array, logit_bound: Array, tokens: Array) -> Array:
+    return 2 * _total_variation(delta) * np.exp(np.minimum(2 * logit_bound, LARGEST_EXPONENT)) / tokens
+
+
+def _sharpening(delta: Array) -> Array:
+    return -np.expm1(-2 * delta)
 
 
 def row_bounds(logits: Array, moved: Array) -> dict[str, float]:

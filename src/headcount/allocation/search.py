@@ -5,20 +5,24 @@ What is found is an upper bound; ``floor`` has lower ones. Every number of heads
 - linear biases: the optimal mixture of all slopes, whose nearest slopes are merged one by one; slopes 0, eps, 2 eps,
   ... (which make the spike without a limit); and the fit of one head less with the kernel that its multipliers ask for
   most;
-- softmax schemes: that last one and random ones. All take a first look; the best is followed to its minimum.
+- softmax schemes: that last one, random ones, for one rotary head the optimum (a convex problem), and fits that the
+  caller knows, such as those of a smaller rotary dimension. All take a first look, random ones from two smoothings on;
+  the best are followed to their minima.
 
 A fit that is not better than the one before is replaced by it, so errors never rise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from headcount.allocation.descent import descend, polish
 from headcount.allocation.floor import floor
 from headcount.allocation.kernels import LIMIT, Fit, best_coefficients, check_lag
-from headcount.allocation.newton import COARSE, FINE, finish, settle
-from headcount.allocation.schemes import Array, Linear, Scheme, Softmax
+from headcount.allocation.newton import COARSE, FINE, LATE, best_single, finish, settle
+from headcount.allocation.schemes import Array, Linear, Rope, Scheme, Softmax
 from headcount.errors import HeadcountError
 from headcount.seeds import numpy_generator
 
@@ -28,9 +32,20 @@ _WORTH = 1e-8
 _HIT = 30.0
 _SPREADS = (0.02, 0.04, 0.07, 0.1, 0.14)
 _INSIDE, _LEAST = 0.8, 1e-2
+_FOLLOWED = 2
+"""First looks that are followed to their minima."""
 
 
-def search(scheme: Scheme, lag: int, heads: int, limit: float = LIMIT, seed: int = 0, restarts: int = 3) -> list[Fit]:
+def search(
+    scheme: Scheme,
+    lag: int,
+    heads: int,
+    limit: float = LIMIT,
+    seed: int = 0,
+    restarts: int = 3,
+    known: Mapping[int, Sequence[Array]] | None = None,
+    enough: float = RESOLUTION,
+) -> list[Fit]:
     """The best fits found for 1, 2, ... heads: a list that ends where more heads cannot help.
 
     Args:
@@ -40,6 +55,9 @@ def search(scheme: Scheme, lag: int, heads: int, limit: float = LIMIT, seed: int
         limit: C.
         seed: of the random starts.
         restarts: random starts of each number of heads.
+        known: softmax schemes: for numbers of heads, numbers (H, P) of good kernels. The fit of H heads is at least as
+            good as each of them.
+        enough: softmax schemes: the error at which more heads are not tried.
 
     Raises:
         HeadcountError: a lag outside of the context.
@@ -49,7 +67,7 @@ def search(scheme: Scheme, lag: int, heads: int, limit: float = LIMIT, seed: int
     if isinstance(scheme, Linear):
         return _search_linear(scheme, lag, heads, limit, generator)
     if isinstance(scheme, Softmax):
-        return _search_softmax(scheme, lag, heads, limit, generator, restarts)
+        return _search_softmax(scheme, lag, heads, limit, generator, restarts, known or {}, enough)
     raise HeadcountError(f"{type(scheme).__name__} has no search", fix="use a linear or a softmax scheme")
 
 
@@ -102,19 +120,55 @@ def _merged(scheme: Linear, given: Array, lag: int, limit: float) -> dict[int, F
 
 
 def _search_softmax(
-    scheme: Softmax, lag: int, heads: int, limit: float, generator: np.random.Generator, restarts: int
+    scheme: Softmax,
+    lag: int,
+    heads: int,
+    limit: float,
+    generator: np.random.Generator,
+    restarts: int,
+    known: Mapping[int, Sequence[Array]],
+    enough: float,
 ) -> list[Fit]:
     fits: list[Fit] = []
     for count in range(1, heads + 1):
         starts = [scheme.random(generator, count, lag) for _ in range(restarts)]
         if fits:
             starts.append(_grown(scheme, fits[-1], scheme.random(generator, 64, lag)))
-        looks = [settle(scheme, *_start(scheme, start, lag, limit), lag, limit, COARSE) for start in starts]
-        best = min(looks, key=lambda look: finish(scheme, look[0], lag, limit).error)
-        fits.append(_kept(fits, [finish(scheme, settle(scheme, *best, lag, limit, FINE)[0], lag, limit)]))
-        if fits[-1].error <= RESOLUTION:
+        if count == 1 and isinstance(scheme, Rope):
+            starts = [best_single(scheme, lag)[None]]
+        looks = [
+            settle(scheme, *_start(scheme, start, lag, limit), lag, limit, (COARSE, LATE)[number % 2])
+            for number, start in enumerate([*starts, *known.get(count, ())])
+        ]
+        looks.sort(key=lambda look: finish(scheme, look[0], lag, limit).error)
+        ended = [settle(scheme, *look, lag, limit, FINE)[0] for look in looks[:_FOLLOWED]]
+        if count == 1:
+            ended += starts
+        fits.append(_kept(fits, [finish(scheme, end, lag, limit) for end in [*ended, *known.get(count, ())]]))
+        if fits[-1].error <= enough:
             break
     return fits
+
+
+def embedded(given: Array, part: Rope, whole: Rope) -> Array:
+    """Numbers (H, P) of kernels of a rotary dimension as those of a multiple of it; the other pairs are 0.
+
+    theta_i = base^(-2i/d): pair i of d dimensions is pair k i of k d. The same kernels, but for pairs that ``whole``
+    leaves out.
+
+    >>> embedded(np.array([[1.0, 2.0, 3.0, 4.0]]), Rope(dim=4), Rope(dim=8)).tolist()
+    [[1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 4.0, 0.0]]
+    """
+    times, rest = divmod(whole.dim, part.dim)
+    if rest or part.base != whole.base:
+        raise HeadcountError(
+            f"frequencies of {part.dim} rotary dimensions are none of {whole.dim}", fix=f"use a multiple of {part.dim}"
+        )
+    places = times * np.arange(part.width // 2)
+    inside = places < whole.width // 2
+    found = np.zeros((len(given), 2, whole.width // 2))
+    found[:, :, places[inside]] = given.reshape(len(given), 2, -1)[:, :, inside]
+    return found.reshape(len(given), -1)
 
 
 def _start(scheme: Softmax, given: Array, lag: int, limit: float) -> tuple[Array, Array]:

@@ -3,12 +3,14 @@
 A layer must extract y_t = sum_k A_k x_{t - tau_k} from white noise x. Lag k gets a group of H_k heads of value
 dimension d_k, and with singular values sigma_k1 >= sigma_k2 >= ... of A_k the root-mean-square error is at most
 
-    sum_k  ||A_k||_F E_pos(H_k, tau_k) + (sum_{i > d_k} sigma_ki^2)^(1/2)         subject to  sum_k H_k d_k <= budget:
+    sum_k  ||A_k||_F E_pos(H_k, d_k, tau_k) + (sum_{i > d_k} sigma_ki^2)^(1/2)    subject to  sum_k H_k d_k <= budget:
 
 the best A_k' of rank d_k leaves the tail, and carrying it with a mixture of kernels in place of the spike at tau_k
-costs at most ||A_k'||_F <= ||A_k||_F for each unit of the mixture's error (Yu et al. 2025, arXiv 2510.03784, section 3,
-with E_pos computed). The terms of different lags share nothing but the budget, so the minimum is found exactly by a
-dynamic programme over the budget, in O(lags * budget^2).
+costs at most ||A_k'||_F <= ||A_k||_F for each unit of the mixture's error (Yu et al. 2025, arXiv 2510.03784, section
+3, with E_pos computed). Queries and keys of a head have the dimension of its values, so E_pos of kernels that depend on
+the dimension (rotary ones) is that of the head's own dimension; other schemes have one E_pos for all d. H_k and d_k are
+chosen jointly. The terms of different lags share nothing but the budget, so the minimum is found exactly by a dynamic
+programme over the budget, in O(lags * budget * options).
 
 The best *uniform* layer has H heads of one dimension d with H d <= budget, dealt out to the lags as well as can be.
 """
@@ -85,23 +87,30 @@ def allocate(
     Args:
         lags: distinct, not negative.
         budget: sum of heads times dimension over the groups, at most.
-        position: for each lag E_pos for 1, 2, ... heads (rows of one length: no group has more heads).
-        spectra: for each lag the singular values of A_k, descending (no group has a larger dimension).
+        position: for each lag E_pos for 1, 2, ... heads, (H,); or (H, D), column d - 1 for heads of dimension d, not
+            rising with d. No group has more than H heads. Dimensions beyond D have the errors of D.
+        spectra: for each lag the singular values of A_k, descending. No group has a dimension beyond them and beyond D.
 
     Of equal errors the one that spends less is chosen, and then the one with fewer heads.
 
     Raises:
-        HeadcountError: lags that repeat or are negative, a budget below one number a lag, spectra that do not descend.
+        HeadcountError: lags that repeat or are negative, a budget below one number a lag, spectra that do not descend,
+            position errors that rise with the dimension.
 
     >>> found = allocate([1, 2], 6, [[0.5, 0.0], [1.0, 0.0]], [[1.0], [3.0, 2.0]])
     >>> found.groups, round(found.error, 6)
     ((Group(lag=1, heads=2, dim=1), Group(lag=2, heads=2, dim=2)), 0.0)
+
+    Kernels that need two dimensions: one dimension more than the content has rank pays for position.
+
+    >>> allocate([1], 4, [[[0.9, 0.1, 0.1]]], [[1.0]]).groups
+    (Group(lag=1, heads=1, dim=2),)
     """
     check_lags(lags)
     check_budget(lags, budget)
     _check(lags, position, spectra)
     rests = [tails(spectrum) for spectrum in spectra]
-    errors = [np.asarray(row, dtype=np.float64) for row in position]
+    errors = [_by_dim(row, rest.size - 1) for row, rest in zip(position, rests, strict=True)]
     chosen = _best_groups(budget, errors, rests)
     groups = tuple(Group(int(lag), heads, dim) for lag, (heads, dim) in zip(lags, chosen, strict=True))
     curve = _curve(budget, errors, rests)
@@ -110,9 +119,22 @@ def allocate(
 
 
 def group_error(groups: Sequence[Group], errors: Sequence[Array], rests: Sequence[Array]) -> float:
-    """The error of groups: sum_k ||A_k||_F E_pos(H_k, tau_k) + tail_{d_k}(A_k)."""
+    """The error of groups: sum_k ||A_k||_F E_pos(H_k, d_k, tau_k) + tail_{d_k}(A_k); ``errors`` as in ``allocate``."""
     parts = zip(groups, errors, rests, strict=True)
-    return float(sum(rest[0] * row[own.heads - 1] + rest[own.dim] for own, row, rest in parts))
+    return float(sum(rest[0] * _at(row, own) + rest[min(own.dim, rest.size - 1)] for own, row, rest in parts))
+
+
+def _at(row: Array, group: Group) -> float:
+    own = np.asarray(row, dtype=np.float64)[group.heads - 1]
+    return float(own if own.ndim == 0 else own[min(group.dim, own.size) - 1])
+
+
+def _by_dim(row: Sequence[float] | Array, rank: int) -> Array:
+    """E_pos as (H, D) with D at least the rank of the content."""
+    errors = np.asarray(row, dtype=np.float64)
+    if errors.ndim == 1:
+        errors = errors[:, None]
+    return np.pad(errors, ((0, 0), (0, max(0, rank - errors.shape[1]))), mode="edge")
 
 
 def check_lags(lags: Sequence[int]) -> None:
@@ -149,8 +171,14 @@ def _check(lags: Sequence[int], position: Sequence[Any] | Array, spectra: Sequen
                 f"the spectrum of lag {lag} does not descend to 0 or more",
                 fix="give its singular values, largest first",
             )
-        if len(row) == 0 or not np.isfinite(np.asarray(row, dtype=np.float64)).all():
+        errors = np.asarray(row, dtype=np.float64)
+        if errors.size == 0 or errors.ndim > 2 or not np.isfinite(errors).all():
             raise HeadcountError(f"lag {lag} has no position errors", fix="give E_pos for 1 head and more")
+        if errors.ndim == 2 and (np.diff(errors, axis=1) > 0).any():
+            raise HeadcountError(
+                f"the position errors of lag {lag} rise with the dimension",
+                fix="give for each dimension the least error up to it",
+            )
 
 
 def _best_groups(budget: int, errors: Sequence[Array], rests: Sequence[Array]) -> list[tuple[int, int]]:
@@ -179,10 +207,8 @@ def _best_groups(budget: int, errors: Sequence[Array], rests: Sequence[Array]) -
 
 def _options(budget: int, row: Array, rest: Array) -> tuple[Array, Array, Array]:
     """Costs H d (ascending), heads and errors of one lag; for each cost the best split, the fewest heads of equals."""
-    heads, dims = (
-        part.ravel() for part in np.meshgrid(np.arange(1, row.size + 1), np.arange(1, rest.size), indexing="ij")
-    )
-    costs, own = heads * dims, rest[0] * row[heads - 1] + rest[dims]
+    heads, dims = (part.ravel() for part in np.meshgrid(*(np.arange(1, size + 1) for size in row.shape), indexing="ij"))
+    costs, own = heads * dims, rest[0] * row.ravel() + rest[np.minimum(dims, rest.size - 1)]
     order = np.lexsort((heads, own, costs))
     first = np.unique(costs[order], return_index=True)[1]
     kept = order[first][costs[order][first] <= budget]
@@ -194,14 +220,19 @@ def _options(budget: int, row: Array, rest: Array) -> tuple[Array, Array, Array]
 def _curve(budget: int, errors: Sequence[Array], rests: Sequence[Array]) -> tuple[Uniform, ...]:
     """For each number of heads H, from one a lag up, heads of dimension floor(budget / H).
 
-    Where several H have the same dimension all are listed. Heads that no lag can use are left idle.
+    Where several H have the same dimension all are listed. Heads that no lag can use are left idle. No smaller
+    dimension is better, as E_pos does not rise with it.
     """
-    lags, most = len(errors), max(rest.size - 1 for rest in rests)
-    total = min(budget, sum(row.size for row in errors))
-    least, shares = _deal(total, errors, [rest[0] for rest in rests])
+    lags, most = len(errors), max(row.shape[1] for row in errors)
+    total = min(budget, sum(len(row) for row in errors))
+    norms = [rest[0] for rest in rests]
+    dealt: dict[int, tuple[Array, Any]] = {}
     curve = []
     for heads in range(lags, total + 1):
         dim = min(budget // heads, most)
+        if dim not in dealt:
+            dealt[dim] = _deal(total, [row[:, min(dim, row.shape[1]) - 1] for row in errors], norms)
+        least, shares = dealt[dim]
         error = least[heads] + sum(float(rest[min(dim, rest.size - 1)]) for rest in rests)
         curve.append(Uniform(heads, dim, float(error), shares(heads)))
     return tuple(curve)

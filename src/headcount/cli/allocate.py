@@ -20,6 +20,10 @@ Position = Annotated[
     ),
 ]
 Limit = Annotated[float, typer.Option("--limit", help="C: the sum of the coefficients' absolute values, at most.")]
+Context = Annotated[int, typer.Option("--context", help="Tokens that a head attends to.")]
+LogitBudget = Annotated[
+    float, typer.Option("--logit-budget", help="b: logits lie within [-b, b] (t5, rope, learned; ALiBi has none).")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +45,8 @@ def allocate(
     ] = None,
     layer: Annotated[int, typer.Option("--layer", help="Which layer of an audit folder.")] = 0,
     limit: Limit = 64.0,
+    context: Context = 64,
+    logit_budget: LogitBudget = 8.0,
     table: Annotated[
         Path | None, typer.Option("--table", help="Position errors that headcount kernels --out wrote.")
     ] = None,
@@ -50,7 +56,10 @@ def allocate(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """The best heads and dimensions for each lag under a budget, beside the best uniform layer."""
+    """The best heads and dimensions for each lag under a budget, beside the best uniform layer.
+
+    Position errors of rotary heads are those of each head's own dimension.
+    """
     from rich.table import Table
 
     from headcount.allocation import solver
@@ -62,8 +71,8 @@ def allocate(
     solver.check_lags(asked)
     solver.check_budget(asked, budget)
     known = None if table is None else read_json(table, tables.Table)
-    errors = tables.position_table(position, asked, limit, known)
-    rows = [errors.errors(lag) for lag in asked]
+    errors = tables.position_table(position, asked, limit, known, context, logit_budget)
+    rows = [errors.by_dim(lag) for lag in asked]
     content = random_spectra(len(asked), width, seed) if spectra is None else read_spectra(spectra, len(asked), layer)
     found = solver.allocate(asked, budget, rows, content)
     if figure is not None:
@@ -71,11 +80,13 @@ def allocate(
 
         drawings.draw_sizes(drawings.size_rows(asked, budget, content), figure)
     if as_json:
-        emit_json(found.as_json() | {"position": position, "budget": budget, "limit": limit})
+        settings = {"limit": limit, "context": context, "logit_budget": errors.logit_budget}
+        emit_json(found.as_json() | {"position": position, "budget": budget} | settings)
         return
     rich_table = Table("lag", "heads", "dim", "E_pos")
-    for group, row in zip(found.groups, rows, strict=True):
-        rich_table.add_row(str(group.lag), str(group.heads), str(group.dim), f"{row[group.heads - 1]:.4g}")
+    for group in found.groups:
+        reached = errors.errors(group.lag, dim=group.dim)[group.heads - 1]
+        rich_table.add_row(str(group.lag), str(group.heads), str(group.dim), f"{reached:.4g}")
     best = found.uniform
     show(
         rich_table,
@@ -85,23 +96,39 @@ def allocate(
 
 
 def _lags(text: str) -> list[int]:
+    return _numbers(text, "lags")
+
+
+def _numbers(text: str, what: str) -> list[int]:
     from headcount.errors import HeadcountError
 
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise HeadcountError(f"lags {text!r} are no list of whole numbers", fix="write them as 1,2,3,4") from error
+        raise HeadcountError(f"{what} {text!r} are no list of whole numbers", fix="write them as 1,2,3,4") from error
 
 
 def kernels(
     position: Position = "alibi",
     limit: Limit = 64.0,
+    context: Context = 64,
+    logit_budget: LogitBudget = 8.0,
     lags: Annotated[str | None, typer.Option("--lags", help="Which lags, as 1,2,3; 0 to 32 by default.")] = None,
+    dims: Annotated[
+        str | None,
+        typer.Option("--dims", help="rope: the rotary dimensions to search, as 16,32; 2 to 128 by default."),
+    ] = None,
+    dim: Annotated[
+        int | None, typer.Option("--dim", help="rope: the dimension of the heads that are shown; 64 by default.")
+    ] = None,
     recompute: Annotated[bool, typer.Option("--recompute", help="Search again, not the shipped table.")] = False,
     decay: Annotated[
         bool, typer.Option("--decay", help="How fast the errors fall, with heads and with the lag.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="A file for the table, which is searched again.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A file for the table, which is searched again, or completed if it was begun."),
+    ] = None,
     figure: Annotated[
         Path | None, typer.Option("--figure", help="A folder for the figure position_errors: all four schemes.")
     ] = None,
@@ -110,37 +137,58 @@ def kernels(
 ) -> None:
     """E_pos: how well 1, 2, ... heads single out each lag.
 
-    The shipped table, or a new search: with --out, --recompute, another --limit or --seed; minutes for all lags.
+    The shipped table, or a new search: with --out, --recompute, --seed, --dims, or another --limit, --context or
+    --logit-budget; for rope it takes about two minutes a lag. A table that --out began is completed.
     """
     from headcount.allocation import solver
     from headcount.allocation import table as tables
-    from headcount.store import write_json
+    from headcount.errors import HeadcountError
+    from headcount.store import read_json
 
+    if position != "rope" and (dim is not None or dims is not None):
+        raise HeadcountError(
+            f"the kernels of {position} do not depend on the dimension", fix="leave out --dim and --dims"
+        )
+    if dim is not None and dim < 1:
+        raise HeadcountError(f"heads of dimension {dim} are not possible", fix="use --dim 1 or more")
     asked = _lags(lags) if lags is not None else list(range(tables.LAGS + 1))
     solver.check_lags(asked)
-    if out is not None or recompute or seed or limit != tables.LIMIT:
+    usual = (limit, context, logit_budget) == (tables.LIMIT, tables.CONTEXT, tables.LOGITS)
+    if out is not None or recompute or seed or dims is not None or not usual:
+        widths = tables.DIMS if dims is None else sorted(set(_numbers(dims, "dimensions")))
+        begun = read_json(out, tables.Table) if out is not None and out.exists() else None
+
+        def save(table: tables.Table) -> None:
+            if out is not None:
+                tables.write_table(out, table)
+
         with progress_bars() as progress:
-            found = tables.compute(position, limit=limit, lags=asked, seed=seed, progress=progress)
-        if out is not None:
-            write_json(out, found)
+            found = tables.compute(
+                position, limit=limit, lags=asked, seed=seed, context=context, logit_budget=logit_budget, dims=widths,
+                begun=begun, save=save, progress=progress,
+            )  # fmt: skip
     else:
         found = tables.position_table(position, asked, limit)
     if figure is not None:
         from headcount.experiments import position as drawings
 
         drawings.draw_errors(drawings.error_rows(), figure)
-    answer = {"position": position, "limit": limit, "context": found.context}
+    shown = min(64, found.dims[-1]) if dim is None and found.dims else dim
+    answer = {"position": position, "limit": limit, "context": found.context, "logit_budget": found.logit_budget}
+    if shown is not None:
+        answer["dim"] = shown
     if decay:
-        _show_decay(found, asked, answer, as_json)
+        _show_decay(found, asked, shown, answer, as_json)
         return
     if as_json:
-        errors = {str(lag): found.errors(lag).tolist() for lag in asked}
-        emit_json(answer | {"errors": errors, "lower": {str(lag): found.lower(lag).tolist() for lag in asked}})
+        errors = {str(lag): found.errors(lag, dim=shown).tolist() for lag in asked}
+        lower = {str(lag): found.lower(lag, dim=shown).tolist() for lag in asked}
+        emit_json(answer | {"errors": errors, "lower": lower})
         return
-    _show_errors(found, asked)
+    _show_errors(found, asked, shown)
 
 
-def _show_errors(found: Any, lags: list[int]) -> None:
+def _show_errors(found: Any, lags: list[int], dim: int | None) -> None:
     from rich.table import Table
 
     shown = (1, 2, 3, 4, 6)
@@ -150,17 +198,20 @@ def _show_errors(found: Any, lags: list[int]) -> None:
 
     table = Table("lag", "1 head", *(f"{heads}" for heads in shown[1:]), "32", "at least")
     for lag in lags:
-        row = found.errors(lag)
-        table.add_row(str(lag), *(short(row[heads - 1]) for heads in (*shown, 32)), short(found.lower(lag)[-1]))
-    show(table, "at least: what is proved for 32 heads; a found error is an upper bound")
+        row = found.errors(lag, dim=dim)
+        table.add_row(
+            str(lag), *(short(row[heads - 1]) for heads in (*shown, 32)), short(found.lower(lag, dim=dim)[-1])
+        )
+    heads = "" if dim is None else f"heads of dimension {dim}\n"
+    show(table, f"{heads}at least: what is proved for 32 heads; a found error is an upper bound")
 
 
-def _show_decay(found: Any, lags: list[int], answer: dict[str, Any], as_json: bool) -> None:
+def _show_decay(found: Any, lags: list[int], dim: int | None, answer: dict[str, Any], as_json: bool) -> None:
     from rich.table import Table
 
     from headcount.allocation.decay import decay_rows, lag_decay
 
-    rows, fall = decay_rows(found, lags), lag_decay(found, lags)
+    rows, fall = decay_rows(found, lags, dim), lag_decay(found, lags, dim=dim)
     if as_json:
         emit_json(answer | {"decay": rows, "gain_by_lag": fall})
         return

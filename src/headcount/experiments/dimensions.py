@@ -23,21 +23,27 @@ def lower_bound(built: Construction, precision: str) -> int | None:
     """The largest lower bound on the embedding dimension of this task, in this precision; else ``None``.
 
     Only bounds whose constant is known count, and whose hypotheses the qSA constructions meet: one head, keys
-    that depend on the position, queries on the set and the position, linear values.
+    that depend on the position, queries on the set and the position, linear values; and an epsilon, that of the
+    certificate, below the limit of the bound.
     """
     if built.task.name != "qsa":
         return None
     sizes = built.task.parameters()
     bits = wide_bits(precision)
     bits = get_format(precision).bits if bits is None else None  # wide numbers have integer bits, too
-    values = lower_bounds(sizes["tokens"], sizes["sparsity"], sizes["dim"], bits)
+    values = lower_bounds(sizes["tokens"], sizes["sparsity"], sizes["dim"], bits, built.certificate.epsilon)
     known = [value for value in values.values() if value is not None]
     return max(known, default=None)
 
 
-def lower_bounds(tokens: int, sparsity: int, dim: int, bits: int | None) -> dict[str, int | None]:
-    """The lower bounds on the embedding dimension, by id (``None``: it does not apply)."""
-    epsilon = 1 / (4 * sparsity)  # inside the hypothesis of each, eps < 1/(2q)
+def lower_bounds(
+    tokens: int, sparsity: int, dim: int, bits: int | None, epsilon: float | None = None
+) -> dict[str, int | None]:
+    """The lower bounds on the embedding dimension, by id (``None``: it does not apply).
+
+    ``epsilon``: by default one inside the hypothesis of each, eps < 1/(2q).
+    """
+    epsilon = 1 / (4 * sparsity) if epsilon is None else epsilon
     given: dict[str, Any] = {"tokens": tokens, "sparsity": sparsity, "dim": dim, "epsilon": epsilon}
     if bits is not None:
         given["precision_bits"] = bits

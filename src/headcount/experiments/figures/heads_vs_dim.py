@@ -85,7 +85,6 @@ def data(rows: Sequence[Row], folder: Path) -> Data:
     outputs for the trained kernels (closed form, linear targets). predicted: the solver's. best_known: the best
     layer that joint least squares finds, which is what a run from the constructed start starts from.
     """
-    kept = theory.Kept(folder)
     found: Data = []
     known = _best_known(rows, folder)
     names = ("order", "nonlinear", "position", "heads", "start", "content", "steps")
@@ -104,7 +103,7 @@ def data(rows: Sequence[Row], folder: Path) -> Data:
         }  # fmt: skip
         if not nonlinear and line["arm"] != "content":
             line["readout"] = _mean([_readout(RunSpec.checked(row.spec), folder) for row in group])
-            line["predicted"] = _rounded(theory.predicted(task, position, heads, dim, kept))
+            line["predicted"] = _rounded(theory.predicted(task, position, heads, dim))
             line["best_known"] = known.get((order, position, heads))
         if order == PAPER and not nonlinear and line["arm"] == "random" and position == "alibi":
             splits = [(h, BUDGET // h) for h in dict.fromkeys(row.spec["heads"] for row in rows)]
@@ -157,7 +156,7 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
     """Above: trained and predicted error of each n-gram; below: what takes the reasons out, and the nonlinear ones."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 8.2), layout="constrained")
+    figure = Figure(figsize=(14, 8.8), layout="constrained")
     panels = figure.subplots(2, 4)
     orders = sorted({row["order"] for row in data})
     for axes, order in zip(panels[0], orders, strict=False):
@@ -175,7 +174,7 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel(f"heads H, of dimension {BUDGET} / H")
-        axes.set_ylim(5e-3, 3)
+        axes.set_ylim(5e-3, 5)
     for row_of_panels in panels:
         row_of_panels[0].set_ylabel("error over the target's own (rms)")
     return write_figure(figure, data, folder, NAME)
@@ -184,7 +183,8 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
 def _legend(axes: Any) -> None:
     """Below the panel, where it covers no curve."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2)
+        axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2,
+                    handlelength=1.7, columnspacing=0.8, handletextpad=0.5)  # fmt: skip
 
 
 def _line(axes: Any, rows: Data, key: str, **style: Any) -> None:
@@ -230,9 +230,9 @@ def _nonlinear(axes: Any, rows: Data) -> None:
     for order, colour in zip(sorted({row["order"] for row in rows}), (GREY, ORANGE, BLUE, PINK), strict=False):
         own = [row for row in rows if row["order"] == order and row["arm"] == "random"]
         bent = [row for row in own if row["nonlinear"]]
-        _line(axes, bent, "error", color=colour, marker="o", markersize=3, label=f"{order}-gram, nonlinear, MLP")
+        _line(axes, bent, "error", color=colour, marker="o", markersize=3, label=f"{order}-gram")
         _line(axes, [row for row in own if not row["nonlinear"]], "error", color=colour, linestyle="--", linewidth=1)
-    axes.set_title(f"{name}: nonlinear (linear dashed)", fontsize=9)
+    axes.set_title(f"{name}: nonlinear target, MLP (dashed: linear)", fontsize=9)
     _legend(axes)
 
 

@@ -3,69 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-import pydantic
 
-from headcount import store
-from headcount.allocation.schemes import Array, Rope
-from headcount.allocation.search import search
+from headcount.allocation.schemes import Array
 from headcount.allocation.solver import allocate, tails
-from headcount.allocation.table import RANGE, shipped
+from headcount.allocation.table import HEADS, shipped
 from headcount.experiments import start
 from headcount.models.positional import Position
 from headcount.tasks.ngram import NGram
 
-_ROPE_HEADS = 2
-"""Heads of one lag that RoPE's kernels are searched for; more repeat the last."""
 
-
-class _Kept(pydantic.BaseModel):
-    values: dict[str, list[float]] = {}
-
-
-class Kept:
-    """Numbers that take seconds to compute, kept in the work folder of a figure."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "theory.json"
-        self.values = store.read_json(self.file, _Kept).values if self.file.exists() else {}
-
-    def get(self, key: str, compute: Callable[[], Sequence[float] | Array]) -> list[float]:
-        """The numbers of a key; what is not known is computed and written."""
-        if key not in self.values:
-            self.values[key] = [float(value) for value in compute()]
-            store.write_json(self.file, {"values": self.values})
-        return self.values[key]
-
-
-def predicted(task: NGram, position: Position, heads: int, dim: int, kept: Kept) -> float | None:
+def predicted(task: NGram, position: Position, heads: int, dim: int) -> float | None:
     """The solver's error of H uniform heads (an upper bound), over the target's own root mean square.
 
-    None with fewer heads than lags. RoPE's E_pos is that of floor(d / 2) pairs, logits within [-8, 8].
+    None with fewer heads than lags. RoPE's E_pos is that of heads which rotate all of their floor(d / 2) pairs, as the
+    trained ones do, with logits within [-8, 8].
     """
     if heads < task.order:
         return None
-    scheme = start.theory_name(position)
+    table = shipped(start.theory_name(position))
+    rotated = 2 * (dim // 2)
 
     def row(lag: int) -> Array:
-        if position != "rope":
-            return shipped(scheme).errors(lag)
-        if dim < 4:  # one pair, one frequency of one token: more than half of the weight is elsewhere
-            return np.ones(32)
-        return np.array(kept.get(f"rope {2 * (dim // 2)} {lag}", lambda: _rope_row(2 * (dim // 2), lag)))
+        if position == "rope" and not rotated:
+            return np.ones(HEADS)
+        return table.row(lag, rotated if position == "rope" else None).reaching(HEADS)[0]
 
     rows = [row(lag) for lag in range(task.order)]
     curve = {own.heads: own for own in allocate(range(task.order), heads * dim, rows, task.spectra).curve}
     return curve[heads].error
-
-
-def _rope_row(dim: int, lag: int) -> list[float]:
-    fits = search(Rope(64, RANGE / 2, dim), lag, _ROPE_HEADS)
-    errors = [fit.error for fit in fits]
-    return errors + errors[-1:] * (32 - len(errors))
 
 
 def constants(task: NGram, splits: Sequence[tuple[int, int]], exponent: float, at: int) -> tuple[float, float] | None:

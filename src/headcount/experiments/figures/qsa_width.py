@@ -1,4 +1,16 @@
-"""Figure: the smallest embedding dimension that learns qSA, between the proved lower and the built upper bound."""
+"""Figure: the smallest embedding dimension that learns qSA, beside what is built and what is proved for the same unit.
+
+The trained unit has one map phi for queries, keys and values: softmax(Phi Q K' Phi') Phi V with phi(x_i) in R^m a
+linear map of z_i, the indicator of y_i and that of i.
+
+- *Built.* The constructions read keys u_i, values z_i and queries w(y_i). With two maps, (0; w) for queries and (z; u)
+  for keys and values, w and u share coordinates: m = d' + k, k = 2q for qsa-polytope. One map
+  phi_i = (z_i; u_i; w(y_i)) has coordinates for both, because every token is read as key and as query at once:
+  m = d' + 2k, which is d' + 4q (``Certificate.single_map_dim``).
+- *Impossible.* qsa-regions and qsa-radon need keys that depend on the position alone. Keys of one map may depend on z
+  and y, too, so these do not apply. qsa-bits does: it holds for any map to m numbers of p bits.
+- *Inputs.* From m = d' + 2N on, the number of its inputs, a linear map can keep them all.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headcount import constructions
-from headcount.experiments.dimensions import lower_bounds
+from headcount import bounds, constructions
 from headcount.experiments.figure import BLUE, GREEN, GREY, ORANGE, PINK, write_figure
 from headcount.experiments.figures.base import Data, LabFigure, Scale, groups
 from headcount.experiments.spec import RunSpec
@@ -18,6 +29,8 @@ NAME = "qsa-width"
 TOKENS, DIM = 20, 4
 BITS = 32
 """Of a number of the trained unit."""
+BUILT = ("qsa-polytope", "qsa-certificate")
+POLYTOPE, CERTIFICATE = (f"{name}, one map" for name in BUILT)
 
 
 def goal(sparsity: int) -> float:
@@ -54,25 +67,18 @@ def data(rows: Sequence[Row], folder: Path) -> Data:
             {
                 "sparsity": q, "tokens": TOKENS, "dim": DIM, "goal": goal(q), "seeds": len(learned[max(learned)]),
                 "learned": min(enough, default=None), "learned_by_one_seed": min(any_seed, default=None),
-                "widest_tried": max(learned), **bounds(q),
+                "widest_tried": max(learned), **theory(q),
             }
         )  # fmt: skip
     return found
 
 
-def bounds(q: int) -> dict[str, Any]:
-    """What is impossible below, and what is built, at this q."""
+def theory(q: int) -> dict[str, Any]:
+    """What is impossible below, and what is built, at this q, for a unit with one map."""
     options: dict[str, Any] = {"tokens": TOKENS, "sparsity": q, "dim": DIM, "epsilon": goal(q)}
-    return {
-        **lower_bounds(TOKENS, q, DIM, BITS),
-        "qsa-polytope": constructions.build("qsa-polytope", **options).certificate.embedding_dim,
-        "qsa-certificate": constructions.build("qsa-certificate", **options).certificate.embedding_dim,
-    }
-
-
-def lowest(row: dict[str, Any]) -> int:
-    """The largest of the lower bounds that apply."""
-    return max(int(row[name]) for name in ("qsa-bits", "qsa-regions", "qsa-radon") if row.get(name) is not None)
+    built = {name: constructions.build(name, **options).certificate.single_map_dim for name in BUILT}
+    bound = bounds.get("qsa-bits").evaluate(**options, precision_bits=BITS).value
+    return {"qsa-bits": bound, **{f"{name}, one map": size for name, size in built.items()}, "inputs": DIM + 2 * TOKENS}
 
 
 def verdict(data: Data) -> str:
@@ -81,32 +87,41 @@ def verdict(data: Data) -> str:
     if not rows:
         return f"No width up to {data[0]['widest_tried']} learned qSA at any q."
     values = ", ".join(f"q = {row['sparsity']}: {row['learned']}" for row in rows)
-    below = sum(row["learned"] < lowest(row) for row in rows)
-    over = [row["learned"] / row["qsa-polytope"] for row in rows]
+    below = sum(row["learned"] < row["qsa-bits"] for row in rows)
+    over = [row["learned"] / row[POLYTOPE] for row in rows]
     failed = [str(row["sparsity"]) for row in data if row["learned"] is None]
     tail = f" No width up to {data[0]['widest_tried']} sufficed for q = {', '.join(failed)}." if failed else ""
+    largest = max(row["qsa-bits"] for row in rows)
     return (
-        f"Smallest embedding dimension that learns qSA to error 1/(4q): {values}. {below} of {len(rows)} lie below a "
-        f"proved lower bound; they are {min(over):.1f} to {max(over):.1f} times the d' + 2q of the built unit.{tail}"
+        f"Smallest embedding dimension that learns qSA to error 1/(4q): {values}. They are {min(over):.1f} to "
+        f"{max(over):.1f} times the d' + 4q of the built unit with one map. {below} of {len(rows)} lie below the lower "
+        f"bound that applies to one map, qsa-bits, which is at most {largest} here ({BITS}-bit numbers).{tail}"
     )
 
 
 def draw(data: Data, folder: Path) -> dict[str, Path]:
-    """Learned dimensions among the bounds."""
+    """Learned dimensions among the built ones and the bound."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     q = [row["sparsity"] for row in data]
-    axes.plot(q, [lowest(row) for row in data], color=GREEN, label="impossible below (proved)")
-    axes.plot(q, [row["qsa-polytope"] for row in data], color=ORANGE, marker="s", label="built: qsa-polytope, d' + 2q")
-    axes.plot(q, [row["qsa-certificate"] for row in data], color=PINK, marker="^", label="built: qsa-certificate")
+    axes.plot(
+        q, [row["qsa-bits"] for row in data], color=GREEN, label=f"impossible below: qsa-bits, {BITS}-bit numbers"
+    )
+    axes.plot(q, [row[POLYTOPE] for row in data], color=ORANGE, marker="s",
+              label="built with one map: qsa-polytope, d' + 4q")  # fmt: skip
+    axes.plot(
+        q, [row[CERTIFICATE] for row in data], color=PINK, marker="^", label="built with one map: qsa-certificate"
+    )
+    axes.plot(q, [row["inputs"] for row in data], color=GREY, linestyle="--",
+              label="inputs of the trained map, d' + 2N")  # fmt: skip
     learned = [row for row in data if row["learned"] is not None]
     axes.plot([r["sparsity"] for r in learned], [r["learned"] for r in learned], color=BLUE, marker="o",
               label="learned, most seeds")  # fmt: skip
-    failed = [row for row in data if row["learned"] is None]
-    axes.plot([r["sparsity"] for r in failed], [r["widest_tried"] for r in failed], linestyle="none", marker="x",
-              color=GREY, label="not learned up to here")  # fmt: skip
+    if failed := [row for row in data if row["learned"] is None]:
+        axes.plot([r["sparsity"] for r in failed], [r["widest_tried"] for r in failed], linestyle="none", marker="x",
+                  color=GREY, label="not learned up to here")  # fmt: skip
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("sparsity q")
