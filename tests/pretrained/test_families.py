@@ -85,12 +85,12 @@ RANKS = [{"k_rank": 12, "v_rank": 4}, {"k_rank": 5, "v_rank": 11}, {"k_rank": 1,
 
 def latent_model(name: str, form: str) -> Any:
     """A random trimmed model; ranks on both sides of where values are folded."""
-    config_class, model_class = CLASSES[f"headcount_{name}"]
+    config_class, models = CLASSES[f"headcount_{name}"]
     dense = tiny_config(name)
     bias = read_spec(tiny_model(name)).layers[0].qkv_bias
     own = {"latent_form": form, "latent_layers": RANKS, "latent_qkv_bias": bias, "qk_head_dim": 1}
     given = {key: value for key, value in dense.to_dict().items() if key != "model_type"}
-    return model_class(config_class(**given, **own)).eval().requires_grad_(False)
+    return models["AutoModelForCausalLM"](config_class(**given, **own)).eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("form", ["fast", "small"])

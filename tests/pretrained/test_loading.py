@@ -79,7 +79,7 @@ def test_the_fingerprint_tells_models_apart() -> None:
 def test_a_trimmed_model_opens_without_the_code_that_it_brings(form: str, tmp_path: Path) -> None:
     """Its folder has an ``auto_map`` for those who have no headcount; the installed classes are used."""
     own = [{"k_rank": 12, "v_rank": 4}, {"k_rank": 5, "v_rank": 11}, {"k_rank": 1, "v_rank": 12}]
-    config_class, model_class = CLASSES["headcount_llama"]
+    config_class, model_class = CLASSES["headcount_llama"][0], CLASSES["headcount_llama"][1]["AutoModelForCausalLM"]
     given = {key: value for key, value in tiny_config("llama").to_dict().items() if key != "model_type"}
     latent = {"latent_form": form, "latent_layers": own, "latent_qkv_bias": True, "qk_head_dim": 1}
     trimmed = model_class(config_class(**given, **latent)).eval()

@@ -13,7 +13,7 @@ import headcount
 from headcount.audit.record import Audit
 from headcount.errors import HeadcountError
 from headcount.pretrained.families import read_spec
-from headcount.pretrained.modeling_headcount import GrowingLayer
+from headcount.pretrained.headcount_cache import GrowingLayer
 
 FORMS = ("fast", "small")
 

@@ -22,8 +22,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.cache_utils import DynamicLayer
 
 from headcount.pretrained.families import attention_of, family_of, layers_of
+from headcount.pretrained.headcount_attention import attend
+from headcount.pretrained.headcount_cache import GrowingLayer
 from headcount.pretrained.loading import is_trimmed
-from headcount.pretrained.modeling_headcount import GrowingLayer, attend
 
 Way = Literal["stock", "growing", "own", "latent"]
 OWN = "headcount_own"
@@ -140,6 +141,11 @@ def step_back(cache: DynamicCache) -> None:
     for layer in layers:
         if layer.is_sliding and layer.cumulative_length >= layer.sliding_window:
             layer.cumulative_length -= 1
+            companion = getattr(layer, "companion", None)  # the positions that a small layer keeps
+            if companion is not None:
+                companion.cumulative_length -= 1
+        elif isinstance(layer, GrowingLayer):
+            layer.forget(1)
         else:
             layer.crop(-1)
 

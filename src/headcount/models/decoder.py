@@ -9,7 +9,6 @@ Letters: V = ``vocab``, h = ``hidden``, H, K, d, e as in ``headcount.spec``, m =
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,21 +138,13 @@ def save_decoder(model: PreTrainedModel, out: Path) -> None:
     transformers loads the folder anywhere with ``trust_remote_code=True``, and without it where headcount is
     installed and imported.
     """
-    from headcount.pretrained import modeling_unequal
     from headcount.pretrained.loading import quiet_transformers
 
-    config: Any = model.config
-    config.auto_map = {
-        "AutoConfig": "modeling_unequal.UnequalLlamaConfig",
-        "AutoModelForCausalLM": "modeling_unequal.UnequalLlamaForCausalLM",
-    }
     out.mkdir(parents=True, exist_ok=True)
-    source = Path(modeling_unequal.__file__)
     with tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as place:
         try:
             with quiet_transformers():
                 model.save_pretrained(place)
-            shutil.copyfile(source, Path(place) / source.name)
             for file in sorted(Path(place).iterdir()):
                 file.replace(out / file.name)
         except OSError as error:

@@ -209,13 +209,28 @@ def rotary_dim_of(config: PreTrainedConfig, family: Family) -> int:
     return int(attention_shape(config)[2] * rope.get("partial_rotary_factor", 1.0))
 
 
+UNSUPPORTED = {
+    "attn_logit_softcapping": "capped attention logits",
+    "use_bidirectional_attention": "attention in both directions",
+    "add_cross_attention": "cross-attention",
+}
+"""Options of configs that change what attention computes, in ways that no statistic of ours describes."""
+
+
+def _check_attention(config: PreTrainedConfig) -> None:
+    for option, words in UNSUPPORTED.items():
+        if getattr(config, option, None):
+            raise HeadcountError(f"{words} ({option} in the config) is not supported", fix="use a model without it")
+
+
 def read_spec(model: PreTrainedModel) -> ModelSpec:
     """The attention of a live model, dense or trimmed, read off its tensors.
 
-    Raises ``HeadcountError`` where the config contradicts the tensors.
+    Raises ``HeadcountError`` where the config contradicts the tensors, or asks for attention that is not supported.
     """
     config = model.config
     family = family_of(config)
+    _check_attention(config)
     latents = getattr(config, "latent_layers", None)
     specs = []
     for index, layer in enumerate(layers_of(model, family)):

@@ -1,305 +1,61 @@
-"""Latent attention: what runs a model that headcount trimmed. This file travels with the checkpoint.
+"""The models that headcount trimmed: every family with latent attention. This file travels with the checkpoint.
 
-It needs torch and transformers only. Each layer keeps, for a token, one joint latent for the keys of all its
-heads (``k_rank`` numbers) and one for the values (``v_rank``):
-
-    values      c = A_v W_v x in one product; heads mix c. The way back, B_v, is folded into ``o_proj`` where that does
-                not make it larger (small ranks), else it is applied to the mixed latents of each head, once a token
-    fast keys   c = A_k rotate(W_k x); queries become B_k' q, so keys are never rebuilt
-    small keys  c = A_k W_k x; keys are rebuilt as B_k c + b and rotated at every step
-
-Letters in shapes: B batch, T new tokens, S cached and new tokens, H query heads, K key-value heads, d head dim.
+It needs torch and transformers only. ``headcount_attention.py`` beside it computes, ``headcount_cache.py`` caches.
+For each family there are a config, the stack of layers (``AutoModel``), the language model
+(``AutoModelForCausalLM``) and the classifier (``AutoModelForSequenceClassification``).
 """
 
 from typing import Any
 
-import torch
-from torch import nn
-from torch.nn import functional as F
 from transformers import (
+    AutoModel,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Gemma3TextForSequenceClassification,
+    Gemma3TextModel,
     GPT2Config,
+    GPT2ForSequenceClassification,
     GPT2LMHeadModel,
+    GPT2Model,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GPTNeoXForSequenceClassification,
+    GPTNeoXModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaModel,
     MistralConfig,
     MistralForCausalLM,
+    MistralForSequenceClassification,
+    MistralModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
+    Qwen2Model,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
+    Qwen3Model,
 )
-from transformers.cache_utils import Cache, DynamicLayer
 
-SCORE_NUMBERS = 2**22
-"""Attention weights computed at once on a CPU (16 MiB in float32): bounds the memory of long prefills."""
+from .headcount_attention import LatentAttention, install
 
-
-class GrowingLayer(DynamicLayer):
-    """A cache layer that grows by doubling.
-
-    The stock layer copies all that is cached at every step; this one writes the new tokens behind the old ones,
-    in a buffer that is moved only when it is full.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._buffers: list[torch.Tensor] = []
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append (B, 1, T, rank) latents and return all of them."""
-        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
-            return super().update(key_states, value_states, *args, **kwargs)
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        if not self._buffers:
-            self._buffers = [key_states.new_empty(0), value_states.new_empty(0)]
-        seen = self.get_seq_length()
-        self.keys = self._append(0, self.keys, key_states, seen)
-        self.values = self._append(1, self.values, value_states, seen)
-        return self.keys, self.values
-
-    def _append(self, which: int, held: Any, new: torch.Tensor, seen: int) -> torch.Tensor:
-        buffer = self._buffers[which]
-        total = seen + new.shape[-2]
-        # What is held may have been cropped (then it is still a view of the buffer) or reordered (then it is not).
-        ours = seen == 0 or held.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
-        fits = buffer.ndim == 4 and buffer.shape[-2] >= total and buffer.shape[0] == new.shape[0]
-        if not (ours and fits):
-            larger = new.new_empty(*new.shape[:-2], max(total + 64, total + total // 2), new.shape[-1])
-            if seen:
-                larger[..., :seen, :] = held
-            self._buffers[which] = buffer = larger
-        buffer[..., seen:total, :] = new
-        return buffer[..., :total, :]
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._buffers = []
-        super().reset()
+MODULE = "modeling_headcount"
+"""This file's name in a checkpoint."""
+ROLES = {
+    "AutoModel": "Model",
+    "AutoModelForCausalLM": "ForCausalLM",
+    "AutoModelForSequenceClassification": "ForSequenceClassification",
+}
+"""transformers' auto classes, and how the names of our classes for them end."""
 
 
-class Rotations:
-    """Cosines and sines for cached tokens, computed once a forward for all layers of a kind."""
-
-    def __init__(self, rotary: nn.Module) -> None:
-        self.rotary = rotary
-        self.positions: torch.Tensor | None = None
-        self.known: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def extended(
-        self,
-        hidden: torch.Tensor,
-        positions: torch.Tensor,
-        current: tuple[torch.Tensor, torch.Tensor],
-        past: int,
-        kind: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``current`` (rotations of T new tokens at ``positions`` (B or 1, T)) behind those of ``past`` cached ones.
-
-        A cached token's position is not stored: tokens of a row are consecutive, so it is counted back from the
-        row's first new one. (Left padding gets positions that no query sees.)
-        """
-        if past == 0:
-            return current
-        if self.positions is not positions:
-            self.positions, self.known = positions, {}
-        key = (past, kind, current[0].dtype)
-        if key not in self.known:
-            back = torch.arange(past, 0, -1, device=positions.device)
-            earlier = (positions[:, :1] - back).clamp_min(0)
-            kinds = () if kind is None else (kind,)
-            cos, sin = self.rotary(hidden, earlier, *kinds)
-            self.known[key] = (torch.cat((cos, current[0]), 1), torch.cat((sin, current[1]), 1))
-        return self.known[key]
-
-
-def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotary embedding of the leading dimensions of x (B, heads, T, d) by cos, sin (B or 1, T, rotary dim)."""
-    cos, sin = rotation[0].unsqueeze(1), rotation[1].unsqueeze(1)
-    width = cos.shape[-1]
-    turned, rest = x[..., :width], x[..., width:]
-    low, high = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat((-high, low), dim=-1) * sin
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
-
-
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scaling: float
-) -> torch.Tensor:
-    """Attention of q (B, H, T, d) over k (B, K, S, d) and v (B, 1, S, e), causal when there is no mask: (B, H, T, e).
-
-    On a CPU by plain matrix products over chunks of queries: at decoding they are several times faster than
-    torch's fused attention, which on a CPU also needs keys and values of one width.
-    """
-    batch, heads, new, _ = q.shape
-    groups, seen = k.shape[1], k.shape[2]
-    if q.device.type != "cpu":
-        k, v = k.repeat_interleave(heads // groups, 1), v.expand(-1, heads, -1, -1)
-        if mask is None and new > 1:
-            visible = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)
-            mask = visible if seen != new else None
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=scaling, is_causal=mask is None and new > 1
-        )
-    chunk = max(1, min(new, SCORE_NUMBERS // max(1, batch * heads * seen)))
-    parts = []
-    for start in range(0, new, chunk):
-        stop = min(start + chunk, new)
-        last = seen if mask is not None or new == 1 else seen - new + stop
-        rows = (q[:, :, start:stop] * scaling).reshape(batch, groups, -1, q.shape[-1])
-        scores = (rows @ k[:, :, :last].transpose(-1, -2)).view(batch, heads, stop - start, last)
-        if mask is not None:
-            part = mask[..., start:stop, :last]
-            scores = (
-                scores.masked_fill(~part, torch.finfo(scores.dtype).min) if part.dtype == torch.bool else scores + part
-            )
-        elif stop - start > 1 or last != seen - new + stop:
-            future = torch.ones(stop - start, last, dtype=torch.bool).triu(seen - new + start + 1)
-            scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
-        mixed = weights.view(batch, 1, -1, last) @ v[:, :, :last]
-        parts.append(mixed.view(batch, heads, stop - start, -1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-
-
-class LatentAttention(nn.Module):
-    """The attention of one trimmed layer; takes the place of the family's own module.
-
-    Attention dropout is not supported; training goes through the same code.
-    """
-
-    def __init__(self, config: Any, layer_idx: int, dense: nn.Module, rotations: Rotations | None) -> None:
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.scaling = float(dense.scaling)  # type: ignore[arg-type]
-        self.is_causal = True
-        self.n_heads = config.num_attention_heads
-        self.n_kv_heads = getattr(config, "num_key_value_heads", None) or self.n_heads
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.n_heads
-        self.k_rank = config.latent_layers[layer_idx]["k_rank"]
-        self.v_rank = config.latent_layers[layer_idx]["v_rank"]
-        self.layer_kind = (
-            getattr(dense, "layer_type", None) if config.model_type.startswith("headcount_gemma3") else None
-        )
-        # A plain attribute, not a submodule: the model owns its rotary embedding once.
-        self.rotations = rotations
-        self.q_norm, self.k_norm = getattr(dense, "q_norm", None), getattr(dense, "k_norm", None)
-        self.resid_dropout = getattr(dense, "resid_dropout", None)
-        # Without a rotation between them, keys are never rebuilt: both forms are one.
-        self.rebuilds = config.latent_form == "small" and rotations is not None
-        folded = self.k_norm is None and (self.rebuilds or rotations is None)
-        hidden, k_width, bias = config.hidden_size, self.n_kv_heads * self.head_dim, config.latent_qkv_bias
-        self.q_proj = nn.Linear(hidden, self.n_heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(hidden, self.k_rank, bias=False) if folded else nn.Linear(hidden, k_width, bias=bias)
-        self.k_down = None if folded else nn.Linear(k_width, self.k_rank, bias=False)
-        self.k_up = nn.Linear(self.k_rank, k_width, bias=self.rebuilds)
-        self.v_proj = nn.Linear(hidden, self.v_rank, bias=False)
-        spread = self.n_heads * self.v_rank * hidden <= k_width * self.v_rank + self.n_heads * self.head_dim * hidden
-        self.v_up = None if spread else nn.Linear(self.v_rank, k_width, bias=False)
-        self.o_proj = nn.Linear(self.n_heads * (self.v_rank if spread else self.head_dim), hidden, bias=True)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        layer_past: Cache | None = None,
-        position_ids: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """hidden_states (B, T, hidden) -> (output (B, T, hidden), None)."""
-        batch, new, _ = hidden_states.shape
-        q = self._heads(self.q_proj(hidden_states), self.n_heads, self.q_norm)
-        if position_embeddings is not None:
-            q = rotate(q, position_embeddings)
-        k = self._key_latents(hidden_states, position_embeddings).unsqueeze(1)
-        v = self.v_proj(hidden_states).unsqueeze(1)
-        cache = past_key_values if past_key_values is not None else layer_past
-        if cache is not None:
-            k, v = self._cached(cache).update(k, v, self.layer_idx)
-        if self.rebuilds:
-            k = self._rebuilt(k, hidden_states, position_embeddings, position_ids)
-        else:
-            up = self.k_up.weight.view(self.n_kv_heads, self.head_dim, self.k_rank)
-            q = q.reshape(batch, self.n_kv_heads, -1, self.head_dim) @ up
-            q = q.view(batch, self.n_heads, new, self.k_rank)
-        mixed = attend(q, k, v, attention_mask, self.scaling)
-        if self.v_up is not None:
-            up = self.v_up.weight.view(self.n_kv_heads, self.head_dim, self.v_rank)
-            mixed = mixed.reshape(batch, self.n_kv_heads, -1, self.v_rank) @ up.transpose(-1, -2)
-            mixed = mixed.view(batch, self.n_heads, new, self.head_dim)
-        out = self.o_proj(mixed.transpose(1, 2).reshape(batch, new, -1))
-        return (out if self.resid_dropout is None else self.resid_dropout(out)), None
-
-    def _heads(self, x: torch.Tensor, heads: int, norm: nn.Module | None) -> torch.Tensor:
-        """(B, T, heads d) -> (B, heads, T, d), normalised per head where the family does so."""
-        x = x.view(*x.shape[:2], heads, self.head_dim).transpose(1, 2)
-        return x if norm is None else norm(x)
-
-    def _key_latents(self, hidden: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        """What is cached for keys: (B, T, k_rank)."""
-        keys = self.k_proj(hidden)
-        if self.k_down is None:
-            return keys
-        heads = self._heads(keys, self.n_kv_heads, self.k_norm)
-        if not self.rebuilds and rotation is not None:
-            heads = rotate(heads, rotation)
-        return self.k_down(heads.transpose(1, 2).flatten(2))
-
-    def _rebuilt(
-        self,
-        latents: torch.Tensor,
-        hidden: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor] | None,
-        positions: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Keys of all tokens from their latents (B, 1, S, k_rank), rotated: (B, K, S, d)."""
-        assert rotation is not None and self.rotations is not None
-        past = latents.shape[2] - hidden.shape[1]
-        if positions is None:
-            positions = torch.arange(past, latents.shape[2], device=hidden.device)[None]
-        rotation = self.rotations.extended(hidden, positions, rotation, past, self.layer_kind)
-        keys = self.k_up(latents.squeeze(1))
-        return rotate(self._heads(keys, self.n_kv_heads, None), rotation)
-
-    def _cached(self, cache: Cache) -> Cache:
-        """Let a layer that would copy everything at every step grow in place instead, before it holds anything."""
-        layers = getattr(cache, "layers", [])
-        if self.layer_idx < len(layers) and not getattr(cache, "offloading", False):
-            own = layers[self.layer_idx]
-            if type(own) is DynamicLayer and not own.is_initialized:
-                layers[self.layer_idx] = GrowingLayer()
-        return cache
-
-
-def install(model: Any, attention: str) -> None:
-    """Put latent attention in the place of each layer's own; ``attention`` is its attribute's name."""
-    base = getattr(model, model.base_model_prefix)
-    rotary = getattr(base, "rotary_emb", None)
-    rotations = None if rotary is None else Rotations(rotary)
-    layers = base.h if hasattr(base, "h") else base.layers
-    for index, layer in enumerate(layers):
-        setattr(layer, attention, LatentAttention(model.config, index, getattr(layer, attention), rotations))
-
-
-class _LatentModel:
-    """Mixin before a family's causal language model: builds it, then replaces its attention."""
-
-    _attention = "self_attn"
-    _supports_flash_attn = False
-    _supports_flex_attn = False
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)  # type: ignore[call-arg]
-        install(self, self._attention)
+def _no_continuous_batching(*_args: Any, **_kwargs: Any) -> None:
+    raise ValueError(
+        "a model trimmed by headcount cannot use continuous batching: its paged cache holds keys and values of one "
+        "shape; use generate()"
+    )
 
 
 class _LatentConfig:
@@ -312,16 +68,78 @@ class _LatentConfig:
     base_model_pp_plan: Any = None
 
 
+class _Latent:
+    """Mixin before every model of ours: what transformers may expect of it."""
+
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _supports_attention_backend = False
+
+    generate_batch: Any = _no_continuous_batching
+    init_continuous_batching: Any = _no_continuous_batching
+    continuous_batching_context_manager: Any = _no_continuous_batching
+
+    def __init__(self, config: Any) -> None:
+        # All roles, so that a folder written by any of them opens as any of them.
+        stem = type(config).__name__.removesuffix("Config")
+        config.auto_map = {"AutoConfig": f"{MODULE}.{stem}Config"} | {
+            auto: f"{MODULE}.{stem}{end}" for auto, end in ROLES.items()
+        }
+        super().__init__(config)  # type: ignore[call-arg]
+
+
+class _LatentStack(_Latent):
+    """Mixin before a family's stack of layers: builds it, then replaces its attention."""
+
+    _attention = "self_attn"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        recorded: Any = cls._can_record_outputs  # type: ignore[attr-defined]
+        cls._can_record_outputs = {"hidden_states": recorded["hidden_states"], "attentions": LatentAttention}  # type: ignore[attr-defined]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        install(self, self._attention)
+
+
+class _LatentHead(_Latent):
+    """Mixin before a family's model with a head: builds it, then replaces its stack of layers by ours."""
+
+    _stack: type
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        prefix = self.base_model_prefix  # type: ignore[attr-defined]
+        if type(getattr(self, prefix)) is not self._stack:
+            setattr(self, prefix, self._stack(config))
+            self.post_init()  # type: ignore[attr-defined]
+
+
 class HeadcountLlamaConfig(_LatentConfig, LlamaConfig):
     """Llama."""
 
     model_type = "headcount_llama"
 
 
-class HeadcountLlamaForCausalLM(_LatentModel, LlamaForCausalLM):
-    """Llama."""
+class HeadcountLlamaModel(_LatentStack, LlamaModel):
+    """Llama: the stack of layers."""
 
     config_class = HeadcountLlamaConfig
+
+
+class HeadcountLlamaForCausalLM(_LatentHead, LlamaForCausalLM):
+    """Llama: the language model."""
+
+    config_class = HeadcountLlamaConfig
+    _stack = HeadcountLlamaModel
+
+
+class HeadcountLlamaForSequenceClassification(_LatentHead, LlamaForSequenceClassification):
+    """Llama: the classifier."""
+
+    config_class = HeadcountLlamaConfig
+    _stack = HeadcountLlamaModel
 
 
 class HeadcountMistralConfig(_LatentConfig, MistralConfig):
@@ -330,10 +148,24 @@ class HeadcountMistralConfig(_LatentConfig, MistralConfig):
     model_type = "headcount_mistral"
 
 
-class HeadcountMistralForCausalLM(_LatentModel, MistralForCausalLM):
-    """Mistral."""
+class HeadcountMistralModel(_LatentStack, MistralModel):
+    """Mistral: the stack of layers."""
 
     config_class = HeadcountMistralConfig
+
+
+class HeadcountMistralForCausalLM(_LatentHead, MistralForCausalLM):
+    """Mistral: the language model."""
+
+    config_class = HeadcountMistralConfig
+    _stack = HeadcountMistralModel
+
+
+class HeadcountMistralForSequenceClassification(_LatentHead, MistralForSequenceClassification):
+    """Mistral: the classifier."""
+
+    config_class = HeadcountMistralConfig
+    _stack = HeadcountMistralModel
 
 
 class HeadcountQwen2Config(_LatentConfig, Qwen2Config):
@@ -342,10 +174,24 @@ class HeadcountQwen2Config(_LatentConfig, Qwen2Config):
     model_type = "headcount_qwen2"
 
 
-class HeadcountQwen2ForCausalLM(_LatentModel, Qwen2ForCausalLM):
-    """Qwen2."""
+class HeadcountQwen2Model(_LatentStack, Qwen2Model):
+    """Qwen2: the stack of layers."""
 
     config_class = HeadcountQwen2Config
+
+
+class HeadcountQwen2ForCausalLM(_LatentHead, Qwen2ForCausalLM):
+    """Qwen2: the language model."""
+
+    config_class = HeadcountQwen2Config
+    _stack = HeadcountQwen2Model
+
+
+class HeadcountQwen2ForSequenceClassification(_LatentHead, Qwen2ForSequenceClassification):
+    """Qwen2: the classifier."""
+
+    config_class = HeadcountQwen2Config
+    _stack = HeadcountQwen2Model
 
 
 class HeadcountQwen3Config(_LatentConfig, Qwen3Config):
@@ -354,10 +200,24 @@ class HeadcountQwen3Config(_LatentConfig, Qwen3Config):
     model_type = "headcount_qwen3"
 
 
-class HeadcountQwen3ForCausalLM(_LatentModel, Qwen3ForCausalLM):
-    """Qwen3."""
+class HeadcountQwen3Model(_LatentStack, Qwen3Model):
+    """Qwen3: the stack of layers."""
 
     config_class = HeadcountQwen3Config
+
+
+class HeadcountQwen3ForCausalLM(_LatentHead, Qwen3ForCausalLM):
+    """Qwen3: the language model."""
+
+    config_class = HeadcountQwen3Config
+    _stack = HeadcountQwen3Model
+
+
+class HeadcountQwen3ForSequenceClassification(_LatentHead, Qwen3ForSequenceClassification):
+    """Qwen3: the classifier."""
+
+    config_class = HeadcountQwen3Config
+    _stack = HeadcountQwen3Model
 
 
 class HeadcountGemma3TextConfig(_LatentConfig, Gemma3TextConfig):
@@ -366,10 +226,24 @@ class HeadcountGemma3TextConfig(_LatentConfig, Gemma3TextConfig):
     model_type = "headcount_gemma3_text"
 
 
-class HeadcountGemma3TextForCausalLM(_LatentModel, Gemma3ForCausalLM):
-    """Gemma 3 text."""
+class HeadcountGemma3TextModel(_LatentStack, Gemma3TextModel):
+    """Gemma 3 text: the stack of layers."""
 
     config_class = HeadcountGemma3TextConfig
+
+
+class HeadcountGemma3TextForCausalLM(_LatentHead, Gemma3ForCausalLM):
+    """Gemma 3 text: the language model."""
+
+    config_class = HeadcountGemma3TextConfig
+    _stack = HeadcountGemma3TextModel
+
+
+class HeadcountGemma3TextForSequenceClassification(_LatentHead, Gemma3TextForSequenceClassification):
+    """Gemma 3 text: the classifier."""
+
+    config_class = HeadcountGemma3TextConfig
+    _stack = HeadcountGemma3TextModel
 
 
 class HeadcountGPT2Config(_LatentConfig, GPT2Config):
@@ -378,11 +252,25 @@ class HeadcountGPT2Config(_LatentConfig, GPT2Config):
     model_type = "headcount_gpt2"
 
 
-class HeadcountGPT2ForCausalLM(_LatentModel, GPT2LMHeadModel):
-    """GPT-2."""
+class HeadcountGPT2Model(_LatentStack, GPT2Model):
+    """GPT-2: the stack of layers."""
 
     config_class = HeadcountGPT2Config
     _attention = "attn"
+
+
+class HeadcountGPT2ForCausalLM(_LatentHead, GPT2LMHeadModel):
+    """GPT-2: the language model."""
+
+    config_class = HeadcountGPT2Config
+    _stack = HeadcountGPT2Model
+
+
+class HeadcountGPT2ForSequenceClassification(_LatentHead, GPT2ForSequenceClassification):
+    """GPT-2: the classifier."""
+
+    config_class = HeadcountGPT2Config
+    _stack = HeadcountGPT2Model
 
 
 class HeadcountGPTNeoXConfig(_LatentConfig, GPTNeoXConfig):
@@ -391,23 +279,79 @@ class HeadcountGPTNeoXConfig(_LatentConfig, GPTNeoXConfig):
     model_type = "headcount_gpt_neox"
 
 
-class HeadcountGPTNeoXForCausalLM(_LatentModel, GPTNeoXForCausalLM):
-    """GPT-NeoX."""
+class HeadcountGPTNeoXModel(_LatentStack, GPTNeoXModel):
+    """GPT-NeoX: the stack of layers."""
 
     config_class = HeadcountGPTNeoXConfig
     _attention = "attention"
 
 
-CLASSES = {
-    config.model_type: (config, model)
-    for config, model in (
-        (HeadcountLlamaConfig, HeadcountLlamaForCausalLM),
-        (HeadcountMistralConfig, HeadcountMistralForCausalLM),
-        (HeadcountQwen2Config, HeadcountQwen2ForCausalLM),
-        (HeadcountQwen3Config, HeadcountQwen3ForCausalLM),
-        (HeadcountGemma3TextConfig, HeadcountGemma3TextForCausalLM),
-        (HeadcountGPT2Config, HeadcountGPT2ForCausalLM),
-        (HeadcountGPTNeoXConfig, HeadcountGPTNeoXForCausalLM),
+class HeadcountGPTNeoXForCausalLM(_LatentHead, GPTNeoXForCausalLM):
+    """GPT-NeoX: the language model."""
+
+    config_class = HeadcountGPTNeoXConfig
+    _stack = HeadcountGPTNeoXModel
+
+
+class HeadcountGPTNeoXForSequenceClassification(_LatentHead, GPTNeoXForSequenceClassification):
+    """GPT-NeoX: the classifier."""
+
+    config_class = HeadcountGPTNeoXConfig
+    _stack = HeadcountGPTNeoXModel
+
+
+CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
+    config.model_type: (config, dict(zip(ROLES, models, strict=True)))
+    for config, *models in (
+        (
+            HeadcountLlamaConfig,
+            HeadcountLlamaModel,
+            HeadcountLlamaForCausalLM,
+            HeadcountLlamaForSequenceClassification,
+        ),
+        (
+            HeadcountMistralConfig,
+            HeadcountMistralModel,
+            HeadcountMistralForCausalLM,
+            HeadcountMistralForSequenceClassification,
+        ),
+        (
+            HeadcountQwen2Config,
+            HeadcountQwen2Model,
+            HeadcountQwen2ForCausalLM,
+            HeadcountQwen2ForSequenceClassification,
+        ),
+        (
+            HeadcountQwen3Config,
+            HeadcountQwen3Model,
+            HeadcountQwen3ForCausalLM,
+            HeadcountQwen3ForSequenceClassification,
+        ),
+        (
+            HeadcountGemma3TextConfig,
+            HeadcountGemma3TextModel,
+            HeadcountGemma3TextForCausalLM,
+            HeadcountGemma3TextForSequenceClassification,
+        ),
+        (
+            HeadcountGPT2Config,
+            HeadcountGPT2Model,
+            HeadcountGPT2ForCausalLM,
+            HeadcountGPT2ForSequenceClassification,
+        ),
+        (
+            HeadcountGPTNeoXConfig,
+            HeadcountGPTNeoXModel,
+            HeadcountGPTNeoXForCausalLM,
+            HeadcountGPTNeoXForSequenceClassification,
+        ),
     )
 }
-"""(config class, model class) by model type."""
+"""By model type: the config class, and the model class for each of transformers' auto classes."""
+
+for _config, _models in CLASSES.values():
+    # Saving any of them writes these files beside the weights; a classifier is built on the stack that AutoModel knows.
+    _config.register_for_auto_class()
+    for _auto, _model in _models.items():
+        _model.register_for_auto_class(_auto)
+    AutoModel.register(_config, _models["AutoModel"], exist_ok=True)

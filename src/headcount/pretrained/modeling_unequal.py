@@ -15,13 +15,27 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaMLP, apply_rotary_pos_emb, eager_attention_forward
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaMLP,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
 
 PER_LAYER = ("layer_n_heads", "layer_n_kv_heads", "layer_qk_dim", "layer_v_dim", "layer_intermediate_size")
 """Fields of the config that list one number a layer."""
+MODULE = "modeling_unequal"
+"""This file's name in a checkpoint."""
+
+
+def _no_continuous_batching(*_args: Any, **_kwargs: Any) -> None:
+    raise ValueError(
+        "a model of unequal layers cannot use continuous batching: its paged cache holds keys and values of one "
+        "shape; use generate()"
+    )
 
 
 class UnequalLlamaConfig(LlamaConfig):
@@ -165,22 +179,60 @@ def _padded(x: torch.Tensor, width: int | None) -> torch.Tensor:
     return x if width is None or x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1]))
 
 
-class UnequalLlamaForCausalLM(LlamaForCausalLM):
+class _Unequal:
+    """Mixin before every model of ours: what transformers may expect of it."""
+
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _supports_attention_backend = False
+
+    generate_batch: Any = _no_continuous_batching
+    init_continuous_batching: Any = _no_continuous_batching
+    continuous_batching_context_manager: Any = _no_continuous_batching
+
+    def __init__(self, config: UnequalLlamaConfig) -> None:
+        # All roles, so that a folder written by any of them opens as any of them.
+        config.auto_map = {
+            "AutoConfig": f"{MODULE}.UnequalLlamaConfig",
+            "AutoModel": f"{MODULE}.UnequalLlamaModel",
+            "AutoModelForCausalLM": f"{MODULE}.UnequalLlamaForCausalLM",
+        }
+        super().__init__(config)  # type: ignore[call-arg]
+
+
+class UnequalLlamaModel(_Unequal, LlamaModel):
+    """Llama's stack of layers, each of the config's shapes."""
+
+    config_class = UnequalLlamaConfig
+    _can_record_outputs: Any = dict(hidden_states=LlamaDecoderLayer, attentions=UnequalAttention)  # noqa: C408, RUF012
+
+    def __init__(self, config: UnequalLlamaConfig) -> None:
+        super().__init__(config)
+        self._shape()
+
+    def _shape(self) -> None:
+        """Replace what Llama has alike in every layer."""
+        config: Any = self.config
+        self.rotary_emb = UnequalRotary(config)  # type: ignore[assignment]
+        for index, layer in enumerate(self.layers):
+            layer.self_attn = UnequalAttention(config, index)
+            layer.mlp = _mlp(config, index)
+        self.post_init()
+
+
+class UnequalLlamaForCausalLM(_Unequal, LlamaForCausalLM):
     """Llama's causal language model with layers of the config's shapes.
 
     New weights are Llama's, but what layers add to the residual stream starts smaller by sqrt(2 layers), as in GPT-2.
     """
 
     config_class = UnequalLlamaConfig
-    _supports_flash_attn = False
-    _supports_flex_attn = False
 
     def __init__(self, config: UnequalLlamaConfig) -> None:
         super().__init__(config)
-        self.model.rotary_emb = UnequalRotary(config)
-        for index, layer in enumerate(self.model.layers):
-            layer.self_attn = UnequalAttention(config, index)
-            layer.mlp = _mlp(config, index)
+        stack: Any = self.model
+        stack.__class__ = UnequalLlamaModel
+        stack._shape()
         self.post_init()
         # Without this, what all layers add drowns the embedding in a small model. Not in _init_weights: the inner
         # model's modules are marked as done when transformers comes to this one.
@@ -202,5 +254,16 @@ def _mlp(config: UnequalLlamaConfig, index: int) -> LlamaMLP:
     return LlamaMLP(own)
 
 
-CLASSES = {UnequalLlamaConfig.model_type: (UnequalLlamaConfig, UnequalLlamaForCausalLM)}
-"""(config class, model class) by model type."""
+CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
+    UnequalLlamaConfig.model_type: (
+        UnequalLlamaConfig,
+        {"AutoModel": UnequalLlamaModel, "AutoModelForCausalLM": UnequalLlamaForCausalLM},
+    )
+}
+"""By model type: the config class, and the model class for each of transformers' auto classes."""
+
+for _config, _models in CLASSES.values():
+    # Saving any of them writes this file beside the weights.
+    _config.register_for_auto_class()
+    for _auto, _model in _models.items():
+        _model.register_for_auto_class(_auto)

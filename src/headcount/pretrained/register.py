@@ -19,13 +19,14 @@ MODELING = ("headcount.pretrained.modeling_headcount", "headcount.pretrained.mod
 
 def register_trimmed() -> None:
     """Add our own model types to transformers' auto classes; doing it again changes nothing."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     from headcount.pretrained import modeling_headcount, modeling_unequal
 
-    for model_type, (config_class, model_class) in (modeling_headcount.CLASSES | modeling_unequal.CLASSES).items():
-        AutoConfig.register(model_type, config_class, exist_ok=True)
-        AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+    for model_type, (config_class, models) in (modeling_headcount.CLASSES | modeling_unequal.CLASSES).items():
+        transformers.AutoConfig.register(model_type, config_class, exist_ok=True)
+        for auto, model_class in models.items():
+            getattr(transformers, auto).register(config_class, model_class, exist_ok=True)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

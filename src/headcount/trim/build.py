@@ -67,6 +67,9 @@ def latent_config(model: PreTrainedModel, plan: Plan) -> Any:
         qk_head_dim=max(layer.k_rank or 0 for layer in spec.layers),
         v_head_dim=max(layer.v_rank or 0 for layer in spec.layers),
     )
+    # What is, not what the config says: a checkpoint may hold a head of its own under ``tie_word_embeddings: true``.
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    config.tie_word_embeddings = head is not None and head.weight is embedding.weight
     config._attn_implementation = "sdpa"
     return config
 
@@ -81,7 +84,7 @@ def build(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     family = family_of(model.config)
     config = latent_config(model, plan)
     with torch.device("meta"):
-        trimmed: Any = CLASSES[config.model_type][1](config)
+        trimmed: Any = CLASSES[config.model_type][1]["AutoModelForCausalLM"](config)
     tensors = dict(model.state_dict())
     prefixes = []
     names = {id(module): name for name, module in model.named_modules()}
