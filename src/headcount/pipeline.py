@@ -15,12 +15,13 @@ from headcount.evaluate.result import Evaluation
 from headcount.evaluate.result import summary_json as evaluation_json
 from headcount.evaluate.run import evaluate
 from headcount.plan.make import Allocator, Plan, PlanForm, plan
-from headcount.pretrained.calibration import KEPT_TOKENS, counted_windows, own_tokens, written_tokens
+from headcount.pretrained.calibration import KEPT_TOKENS, counted_windows, own_tokens, written_blocks
 from headcount.pretrained.families import read_spec
 from headcount.pretrained.loading import OpenModel, fingerprint
 from headcount.pretrained.texts import read_file
 from headcount.progress import Progress, silent
 from headcount.store import digest, open_run_folder
+from headcount.trim.card import CARD, cost_text, write_cost
 from headcount.trim.run import trim_to_folder
 
 
@@ -48,7 +49,8 @@ def audit_model(
     if tokens < context:
         raise HeadcountError(f"{tokens} tokens are less than one window of {context}", fix="ask for more --tokens")
     scale = max(tokens, kept_tokens) / KEPT_TOKENS
-    windows = written_tokens(opened, context=context, scale=scale, texts=texts, seed=seed)
+    blocks = written_blocks(opened, context=context, scale=scale, texts=texts, seed=seed)
+    windows = {kind: own.ids for kind, own in blocks.items()}
     spec = check_inputs(opened.model, windows, metric)
     inputs = {
         "fingerprint": opened.fingerprint,
@@ -70,7 +72,10 @@ def audit_model(
             place = open_run_folder(self_text, "self-text", sampled, overwrite)
         windows |= own_tokens(opened, context=context, scale=scale, seed=seed, folder=place, progress=progress)
     counted = counted_windows(windows, tokens // context)
-    return run_audit(opened.model, spec, windows, counted, metric, seed, matmul_dtype, opened.name, folder, progress)
+    control = {kind: own.control_tokens for kind, own in blocks.items()}
+    return run_audit(
+        opened.model, spec, windows, counted, metric, seed, matmul_dtype, opened.name, folder, progress, control
+    )
 
 
 if TYPE_CHECKING:
@@ -175,10 +180,32 @@ def make_trimmed(
         out / f"model-{choice.label}",
         repair_output=choice.repair,
         overwrite=overwrite,
+        source=opened.source,
         progress=progress,
     )
     made = OpenModel(choice.label, trimmed, opened.tokenizer, read_spec(trimmed), fingerprint(trimmed))
     return audit, planned, made
+
+
+def record_costs(folders: Sequence[Path | str], found: Evaluation) -> list[Path]:
+    """Write what an evaluation measured into the cards of the trimmed models in it; the cards that were changed.
+
+    ``folders``: where each model of the evaluation lies; the first is what the others are compared with.
+    """
+    from headcount.report.words import display_name
+
+    first = found.record.models[0]
+    changed = []
+    for index, (folder, model) in enumerate(zip(folders, found.record.models, strict=True)):
+        if index == 0:
+            continue
+        rows = [(t.kind, first.text(t.kind).perplexity, model.text(t.kind).perplexity) for t in found.record.texts]
+        ratio = model.cache_bytes_per_token / first.cache_bytes_per_token
+        kl, agreement = model.mean("kl"), model.mean("top1_agreement")
+        text = cost_text(display_name(first.name), rows, ratio=ratio, kl=kl, agreement=agreement)
+        if write_cost(Path(folder), text):
+            changed.append(Path(folder) / CARD)
+    return changed
 
 
 def demo(
@@ -216,6 +243,7 @@ def demo(
         overwrite=overwrite,
         progress=progress,
     )
+    record_costs([opened.name, out / f"model-{label}"], found)
     made = made_by([list(command)] if command else [], seed=seed, threads=_threads())
     view = from_run(audit, {label: planned}, found, made=made)
     report = write_report(out / f"report-{label}.html", view)

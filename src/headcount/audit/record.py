@@ -12,7 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from headcount.audit.spectra import Directions, directions, head_blocks
+from headcount.audit.unused import UnusedSide, unused_words
 from headcount.errors import HeadcountError
+from headcount.pretrained.texts import control_words
 from headcount.spec import ModelSpec
 from headcount.store import read_json, read_tensors
 
@@ -35,6 +37,8 @@ class TextRecord(_Record):
     tokens: int
     digest: str
     """Hash of the token ids that statistics were gathered on."""
+    control_tokens: int = 0
+    """Control tokens that the text spells out (such as ``</s>``) and that were read as plain text."""
 
 
 class HeadRecord(_Record):
@@ -60,6 +64,8 @@ class LayerRecord(_Record):
     layer: int
     heads: list[HeadRecord]
     sides: dict[str, SideRecord]
+    unused: tuple[UnusedSide, ...] = ()
+    """Sides that do not affect the model's output on this text (see ``unused.unused_sides``)."""
 
 
 class AuditRecord(_Record):
@@ -163,13 +169,27 @@ def read_moments(
         mean = moments[f"{prefix}.mean"] / count
         return mean if side == "rotated_keys" else torch.zeros_like(mean), moments[f"{prefix}.C"] / count, None
     weight, G = moments[f"{prefix}.weight"], moments[f"{prefix}.weighted_G"]
-    if float(weight) == 0.0:  # nothing depends on this side: every direction costs nothing
+    # Nothing depends on this side, or it is zero wherever something does: every direction costs nothing.
+    if float(weight) == 0.0 or float(G.trace()) == 0.0:
         return moments[f"{prefix}.mean"] / count, moments[f"{prefix}.C"] / count, torch.zeros_like(G)
     mean, second = moments[f"{prefix}.weighted_mean"] / weight, moments[f"{prefix}.weighted_C"] / weight
-    scale = weight / count / G.trace()
+    scale = weight / count
     if metric == "output":
-        scale = scale / (moments[f"layers.{layer}.stream_energy"] / count)
-    return mean, second, G * scale
+        stream = moments[f"layers.{layer}.stream_energy"] / count
+        scale = scale / stream if float(stream) > 0.0 else torch.zeros_like(scale)
+    return mean, second, G / G.trace() * scale
+
+
+def unused_notes(record: AuditRecord) -> list[str]:
+    """The line about layers that do not affect the output; no line where all do."""
+    line = unused_words({layer.layer: layer.unused for layer in record.layers})
+    return [line] if line else []
+
+
+def notes(record: AuditRecord) -> list[str]:
+    """What a reader must know beside the tables: unused layers, control tokens in the text."""
+    control = control_words({text.kind: text.control_tokens for text in record.texts})
+    return [*unused_notes(record), *([control] if control else [])]
 
 
 def summary_json(audit: Audit) -> dict[str, Any]:
@@ -183,6 +203,7 @@ def summary_json(audit: Audit) -> dict[str, Any]:
         "seconds": audit.timing.seconds if audit.timing else None,
         "cost_ratio": audit.timing.cost_ratio if audit.timing else None,
         "layers": [layer.model_dump() for layer in record.layers],
+        "notes": notes(record),
         "texts": [text.model_dump() for text in record.texts],
         "attention_parameters": record.spec.attention_params,
         "cache_bytes_per_token": record.spec.cache_bytes_per_token(),

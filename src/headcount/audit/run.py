@@ -30,8 +30,9 @@ from headcount.audit.record import (
     read_moments,
 )
 from headcount.audit.spectra import directions, head_blocks
+from headcount.audit.unused import UnusedSide, unused_sides
 from headcount.errors import HeadcountError
-from headcount.pretrained.families import UNEQUAL, family_of, read_spec
+from headcount.pretrained.families import UNEQUAL, family_of, layers_of, projections_of, read_spec
 from headcount.pretrained.loading import fingerprint, is_trimmed
 from headcount.progress import Progress, silent
 from headcount.spec import ModelSpec
@@ -119,8 +120,12 @@ def run_audit(
     name: str,
     folder: Path,
     progress: Progress,
+    control_tokens: Mapping[str, int] | None = None,
 ) -> Audit:
-    """Run or go on with an audit in a folder that is opened already; see ``audit``."""
+    """Run or go on with an audit in a folder that is opened already; see ``audit``.
+
+    ``control_tokens``: what ``TextRecord.control_tokens`` says of each kind of text.
+    """
     if (folder / RECORD).is_file():
         return Audit.open(folder)
     family = family_of(model.config)
@@ -138,10 +143,16 @@ def run_audit(
         context=ids.shape[1],
         tokens=ids.numel(),
         texts=[
-            TextRecord(kind=kind, windows=len(part), tokens=part.numel(), digest=digest(part.numpy().tobytes()))
+            TextRecord(
+                kind=kind,
+                windows=len(part),
+                tokens=part.numel(),
+                digest=digest(part.numpy().tobytes()),
+                control_tokens=(control_tokens or {}).get(kind, 0),
+            )
             for kind, part in counted.items()
         ],
-        layers=_layer_records(moments, spec, metric, progress),
+        layers=_layer_records(moments, spec, metric, model, progress),
     )
     timing = _timing(watch, ids.numel(), dtype, model)
     kept = {kind: part.to(torch.int32) for kind, part in windows.items()}
@@ -205,17 +216,21 @@ def resolve_matmul_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | N
 
 
 def _layer_records(
-    moments: Mapping[str, torch.Tensor], spec: ModelSpec, metric: str, progress: Progress
+    moments: Mapping[str, torch.Tensor], spec: ModelSpec, metric: str, model: PreTrainedModel, progress: Progress
 ) -> list[LayerRecord]:
     found = []
-    for index in range(len(spec.layers)):
+    family = family_of(model.config)
+    for index, layer in enumerate(layers_of(model, family)):
         progress("spectra", index, len(spec.layers))
-        found.append(_layer_record(moments, spec, index, metric))
+        weights = projections_of(layer, family, model.config)
+        found.append(_layer_record(moments, spec, index, metric, unused_sides(moments, index, weights)))
     progress("spectra", len(spec.layers), len(spec.layers))
     return found
 
 
-def _layer_record(moments: Mapping[str, torch.Tensor], spec: ModelSpec, index: int, metric: str) -> LayerRecord:
+def _layer_record(
+    moments: Mapping[str, torch.Tensor], spec: ModelSpec, index: int, metric: str, unused: tuple[UnusedSide, ...]
+) -> LayerRecord:
     own = LayerSums(spec, index)
     own.restore(dict(moments))
     sides = {}
@@ -226,7 +241,7 @@ def _layer_record(moments: Mapping[str, torch.Tensor], spec: ModelSpec, index: i
             joint=directions(*found).energies.tolist(), per_head=[block.energies.tolist() for block in blocks]
         )
     heads = [HeadRecord(**head) for head in own.heads.averages()]
-    return LayerRecord(layer=index, heads=heads, sides=sides)
+    return LayerRecord(layer=index, heads=heads, sides=sides, unused=unused)
 
 
 def _timing(watch: Stopwatch, tokens: int, dtype: torch.dtype | None, model: PreTrainedModel) -> TimingRecord:

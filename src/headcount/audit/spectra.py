@@ -22,6 +22,14 @@ Float64 eigenvalues carry noise of about 1e-16 of the largest; the floor is far 
 """
 
 
+CONSTANT = 1e-12
+"""A side whose largest variance is below this share of E[|x|^2] is constant: its covariance is taken as zero.
+
+What is left of C - m m' is then rounding, which inverse roots would amplify: float64 sums of N equal terms are off by
+about 1e-16 sqrt(N) (1e-12 at N = 10^8), and float32 keys by 1e-7 each (1e-14 squared).
+"""
+
+
 @dataclass(frozen=True)
 class Directions:
     """A side's directions, most important first. ``energies`` (D,): s; all float64."""
@@ -48,15 +56,32 @@ class Directions:
 
 
 def directions(mean: torch.Tensor, second_moment: torch.Tensor, metric: torch.Tensor | None) -> Directions:
-    """Directions of one side from E[x], E[x x'] and G (``None``: the identity); shapes (D,), (D, D), (D, D)."""
+    """Directions of one side from E[x], E[x x'] and G (``None``: the identity); shapes (D,), (D, D), (D, D).
+
+    A constant side (see ``is_constant``) has energies of zero, and maps of zero below full rank: its mean is all of it.
+    """
     covariance = second_moment - torch.outer(mean, mean)
     values, basis = torch.linalg.eigh((covariance + covariance.T) / 2)
+    if float(values[-1]) <= CONSTANT * float(second_moment.trace()):
+        zero = torch.zeros_like(covariance)
+        return Directions(mean, torch.zeros_like(values), zero, zero, torch.eye(len(values), dtype=values.dtype))
     kept = values.clamp_min(float(values[-1].clamp_min(0.0)) * FLOOR).clamp_min(torch.finfo(torch.float64).tiny)
     root = (basis * values.clamp_min(0.0).sqrt()) @ basis.T
     inverse_root = (basis / kept.sqrt()) @ basis.T
     weighed = root @ root if metric is None else root @ metric @ root
     energies, vectors = torch.linalg.eigh((weighed + weighed.T) / 2)
     return Directions(mean, energies.flip(0).clamp_min(0.0), root, inverse_root, vectors.flip(1))
+
+
+def is_constant(mean: torch.Tensor, second_moment: torch.Tensor) -> bool:
+    """Whether x is the same for every token: each number's variance is below ``CONSTANT`` of E[|x|^2].
+
+    >>> one = torch.ones(2, dtype=torch.float64)
+    >>> is_constant(one, torch.outer(one, one)), is_constant(0 * one, torch.outer(one, one))
+    (True, False)
+    """
+    variances = second_moment.diagonal() - mean.square()
+    return float(variances.max()) <= CONSTANT * float(second_moment.trace())
 
 
 def head_blocks(

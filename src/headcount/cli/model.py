@@ -225,7 +225,12 @@ def trim(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Make the smaller model: a checkpoint that transformers loads anywhere."""
+    """Make the smaller model: a checkpoint folder with its model card and the source's licence files.
+
+    It loads with transformers 5 (AutoModelForCausalLM.from_pretrained) in two ways: after "import headcount", or
+    without headcount by trust_remote_code=True, which runs the .py files of the folder; pass it to AutoTokenizer, too.
+    Other programs with model code of their own (vLLM, llama.cpp) do not load it.
+    """
     from headcount.plan.make import Plan
     from headcount.trim.run import trim_to_folder
 
@@ -242,6 +247,7 @@ def trim(
             ridge=ridge,
             matmul_dtype=matmul_dtype,
             overwrite=overwrite,
+            source=model.source,
             progress=progress,
         )
     if as_json:
@@ -249,6 +255,7 @@ def trim(
         return
     ratio, params = record["cache_ratio"], record["attention_parameters"] / record["attention_parameters_dense"]
     show(f"{place}: cache {ratio:.3f} of the dense model's, attention parameters {params:.3f} of them.")
+    show(*record.get("notes", ()))
 
 
 def register(app: typer.Typer) -> None:

@@ -29,10 +29,14 @@ def evaluate(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Measure quality, cache, speed and memory of models against the first of them."""
+    """Measure quality, cache, speed and memory of models against the first of them.
+
+    What it costs is also written into the model cards (README.md) of models that headcount trim made.
+    """
     from headcount.evaluate.kinds import default_texts, user_texts
     from headcount.evaluate.result import summary_json
     from headcount.evaluate.run import evaluate as run
+    from headcount.pipeline import record_costs
 
     files = {}
     for pair in text or ():
@@ -54,12 +58,15 @@ def evaluate(
             overwrite=overwrite,
             progress=progress,
         )
+    cards = [str(card) for card in record_costs(models, found)]
     if as_json:
-        emit_json(summary_json(found))
+        emit_json(summary_json(found) | {"cards": cards})
         return
+    from rich.text import Text
+
     from headcount.report.terminal import evaluation_tables
 
-    show(*evaluation_tables(found))
+    show(*evaluation_tables(found), *(Text(f"Written into {card}") for card in cards))
 
 
 def report(

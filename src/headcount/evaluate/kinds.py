@@ -23,12 +23,13 @@ Texts = Mapping[str, torch.Tensor | Sequence[Document]]
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of one kind of text: ids (windows, context); see ``record.TextRecord`` for the stride."""
+    """Windows of one kind of text: ids (windows, context); see ``record.TextRecord`` for the other fields."""
 
     kind: str
     group: Group
     ids: torch.Tensor
     stride: int
+    control_tokens: int = 0
 
 
 def group_of(kind: str) -> Group:
@@ -97,6 +98,7 @@ def cut(
             raise HeadcountError(
                 f"the first model has no tokenizer to cut the {kind} text with", fix="give one, or give token ids"
             )
-        ids = cut_blocks(tokenizer, kind, given, windows, context, seed).ids
-        found.append(Windows(kind, group_of(kind), ids, context - len(block_prefix(tokenizer))))
+        blocks = cut_blocks(tokenizer, kind, given, windows, context, seed)
+        stride = context - len(block_prefix(tokenizer))
+        found.append(Windows(kind, group_of(kind), blocks.ids, stride, blocks.control_tokens))
     return found

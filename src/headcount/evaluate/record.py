@@ -31,6 +31,8 @@ class TextRecord(_Record):
     puts before a text. Windows never overlap."""
     digest: str
     """Hash of the token ids."""
+    control_tokens: int = 0
+    """Control tokens that the text spells out (such as ``</s>``) and that were read as plain text."""
 
 
 class QualityRecord(_Record):

@@ -147,6 +147,7 @@ def summary_json(evaluation: Evaluation) -> dict[str, Any]:
         "stride": strides.pop() if len(strides) == 1 else {text.kind: text.stride for text in record.texts},
         "windows": {text.kind: text.windows for text in record.texts},
         "texts": {text.kind: text.group for text in record.texts},
+        "control_tokens": {text.kind: text.control_tokens for text in record.texts},
         "prompt": record.prompt,
         "seed": record.seed,
         "decode": timing.decode if timing else None,

@@ -131,6 +131,7 @@ def evaluate(
                 window=text.ids.shape[1],
                 stride=text.stride,
                 digest=inputs["texts"][text.kind],
+                control_tokens=text.control_tokens,
             )
             for text in kinds
         ],

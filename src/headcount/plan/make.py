@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from headcount.audit.record import RECORD, Audit, Metric
+from headcount.audit.record import RECORD, Audit, Metric, unused_notes
 from headcount.errors import HeadcountError
 from headcount.plan.allocators import Columns, dropped, greedy, uniform
 from headcount.spec import LayerSpec, ModelSpec
@@ -247,4 +247,7 @@ def _layer_plans(spec: ModelSpec, ranks: list[int], allocator: str) -> list[Laye
 
 def summary_json(made: Plan) -> dict[str, Any]:
     """What ``headcount plan --json`` prints."""
-    return made.record.model_dump() | {"folder": str(made.folder) if made.folder else None}
+    return made.record.model_dump() | {
+        "notes": unused_notes(made.audit.record),
+        "folder": str(made.folder) if made.folder else None,
+    }

@@ -10,7 +10,7 @@ import torch
 from headcount.errors import HeadcountError
 from headcount.pretrained.loading import OpenModel
 from headcount.pretrained.sampling import sample_blocks
-from headcount.pretrained.texts import CALIBRATED, cut_blocks, documents, read_file
+from headcount.pretrained.texts import CALIBRATED, Blocks, cut_blocks, documents, read_file
 from headcount.progress import Progress, silent
 
 KEPT_WINDOWS = {"prose": 50, "code": 50, "self": 40}
@@ -57,6 +57,14 @@ def written_tokens(
     opened: OpenModel, *, context: int, scale: float, texts: Sequence[Path | str], seed: int
 ) -> dict[str, torch.Tensor]:
     """The windows that need no sampling: all that can be wrong with text is found here, before any work."""
+    blocks = written_blocks(opened, context=context, scale=scale, texts=texts, seed=seed)
+    return {kind: own.ids for kind, own in blocks.items()}
+
+
+def written_blocks(
+    opened: OpenModel, *, context: int, scale: float, texts: Sequence[Path | str], seed: int
+) -> dict[str, Blocks]:
+    """``written_tokens`` with what else is known of the windows."""
     tokenizer = opened.tokenizer
     if tokenizer is None:
         raise HeadcountError(f"{opened.name} has no tokenizer to read text with", fix="pass tokens instead")
@@ -70,11 +78,9 @@ def written_tokens(
     if texts:
         docs = [read_file(Path(text)) for text in texts]
         most = sum(_wanted(kind, scale, context) for kind in KEPT_WINDOWS)
-        return {"text": cut_blocks(tokenizer, "text", docs, most, context, seed).ids}
+        return {"text": cut_blocks(tokenizer, "text", docs, most, context, seed)}
     return {
-        kind: cut_blocks(
-            tokenizer, kind, documents(kind, "calibration"), _wanted(kind, scale, context), context, seed
-        ).ids
+        kind: cut_blocks(tokenizer, kind, documents(kind, "calibration"), _wanted(kind, scale, context), context, seed)
         for kind in CALIBRATED
     }
 

@@ -7,7 +7,6 @@ or not finite are refused by name before anything is computed with them.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +17,11 @@ import torch
 
 from headcount.errors import HeadcountError
 from headcount.pretrained.families import TRIMMED_PREFIX, Family, family_of, layers_of, read_spec
+from headcount.pretrained.fingerprint import fingerprint
 from headcount.pretrained.gguf_file import read_once
 from headcount.pretrained.places import DTYPES, Place, brief, locate
 from headcount.pretrained.register import register_trimmed
+from headcount.pretrained.source import Source, source_of
 from headcount.pretrained.texts import check_vocabulary
 from headcount.spec import ModelSpec
 
@@ -40,6 +41,7 @@ class OpenModel:
     tokenizer: PreTrainedTokenizerBase | None
     spec: ModelSpec
     fingerprint: str
+    source: Source | None = None
 
 
 def open_model(
@@ -66,7 +68,7 @@ def open_model(
     model = model.to(device).eval().requires_grad_(False)
     if found is not None:
         check_vocabulary(found, model.get_input_embeddings().weight.shape[0], place.vocabulary)
-    return OpenModel(name, model, found, read_spec(model), fingerprint(model))
+    return OpenModel(name, model, found, read_spec(model), fingerprint(model), source_of(name, place))
 
 
 @contextlib.contextmanager
@@ -206,22 +208,6 @@ def _check_loaded(source: str, model: PreTrainedModel, report: dict[str, Any], p
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise HeadcountError(f"{source}: {name} has NaN or infinite weights", fix="fetch the model again")
-
-
-def fingerprint(model: PreTrainedModel, sampled: int = 1024) -> str:
-    """What a plan is tied to: a hash of every tensor's name, shape and ``sampled`` evenly spread values.
-
-    Values are compared as float32, so a model is the same whether it came from GGUF or from a folder that it
-    was saved to, and in whichever of float32 and wider it is held. 16 hex digits.
-    """
-    state = hashlib.blake2b(digest_size=8)
-    state.update(model.config.model_type.encode())
-    for name, tensor in sorted(model.named_parameters()):
-        flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // sampled)
-        state.update(f"{name}{tuple(tensor.shape)}".encode())
-        state.update(flat[::step].float().cpu().numpy().tobytes())
-    return state.hexdigest()
 
 
 def is_trimmed(model: PreTrainedModel) -> bool:

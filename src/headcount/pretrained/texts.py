@@ -12,8 +12,9 @@ Documents are split once, by a hash of their name: a document is either for cali
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -165,6 +166,8 @@ class Blocks:
     ids: torch.Tensor
     text_digest: str
     """Hash of the documents that the windows were cut from: two equal digests mean the same text."""
+    control_tokens: int = 0
+    """Control tokens that the documents spell out and that were read as plain text (see ``encode_plain``)."""
 
 
 def block_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -180,6 +183,56 @@ def block_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return []
 
 
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Control tokens of a tokenizer by how they are spelled: begin, end, padding, unknown, roles of a chat, ..."""
+    added = {str(token): int(number) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    return {token: number for token, number in (added | named).items() if token}
+
+
+def encode_plain(
+    tokenizer: PreTrainedTokenizerBase, text: str, controls: Mapping[str, int] | None = None
+) -> tuple[list[int], int]:
+    """(ids of a text, how many control tokens it spells out): ``</s>`` in HTML is text, not the end of a document.
+
+    A tokenizer gives control ids for their spellings unless it is told to split them. Where splitting gives one all the
+    same (the spelling is an entry of the ordinary vocabulary), the spelling is tokenised in two pieces. The unknown
+    token stays where ordinary text gives it.
+
+    Args:
+        tokenizer: any; no tokens are put around the text.
+        text: a document.
+        controls: ``control_ids`` of the tokenizer, if known already.
+    """
+    controls = control_ids(tokenizer) if controls is None else controls
+    certain = set(controls.values()) - {tokenizer.unk_token_id}
+    spelled = any(token in text for token in controls)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    before = getattr(backend, "encode_special_tokens", None)
+    try:
+        ids = _encode(tokenizer, text, split=True)
+        if not spelled and not certain & set(ids):
+            return ids, 0
+        read = _encode(tokenizer, text, split=False)
+        if ids == read or certain & set(ids):
+            pattern = "|".join(re.escape(token) for token in sorted(controls, key=len, reverse=True))
+            pieces = [
+                part
+                for piece in re.split(f"({pattern})", text)
+                for part in ((piece[:1], piece[1:]) if piece in controls else (piece,))
+            ]
+            ids = [n for part in pieces if part for n in _encode(tokenizer, part, split=True) if n not in certain]
+    finally:
+        if before is not None:  # the library leaves the choice of its last call in place
+            backend.encode_special_tokens = before  # type: ignore[union-attr]
+    unknown = tokenizer.unk_token_id
+    return ids, sum(n in certain for n in read) + max(0, read.count(unknown) - ids.count(unknown))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, split: bool) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=split, verbose=False).input_ids)
+
+
 def cut_blocks(
     tokenizer: PreTrainedTokenizerBase,
     kind: str,
@@ -191,8 +244,8 @@ def cut_blocks(
     """Tokenise documents in a seeded order, join them and cut up to ``count`` windows of ``context`` tokens.
 
     Windows do not overlap; each begins with the tokenizer's own prefix. Which windows are taken is seeded
-    too, so that a small count is spread over all documents. Raises ``HeadcountError`` when the text is
-    shorter than one window.
+    too, so that a small count is spread over all documents. Control tokens that documents spell out are read as plain
+    text and counted. Raises ``HeadcountError`` when the text is shorter than one window.
     """
     import torch
 
@@ -204,8 +257,12 @@ def cut_blocks(
         raise HeadcountError(f"a context of {context} tokens is too short", fix=f"use at least {len(prefix) + 2}")
     order = numpy_generator(seed, "documents", kind).permutation(len(docs))
     stream: list[int] = []
+    control_tokens = 0
+    controls = control_ids(tokenizer)
     for index in order:
-        stream += tokenizer(docs[index].text, add_special_tokens=False, verbose=False).input_ids
+        tokens, spelled = encode_plain(tokenizer, docs[index].text, controls)
+        stream += tokens
+        control_tokens += spelled
     windows = len(stream) // stride
     if windows == 0:
         name = "given" if kind == "text" else kind
@@ -216,7 +273,19 @@ def cut_blocks(
     chosen = sorted(numpy_generator(seed, "windows", kind).permutation(windows)[:count])
     ids = torch.tensor([prefix + stream[i * stride : (i + 1) * stride] for i in chosen])
     text_digest = digest(*(part for d in docs for part in (d.name, d.text)))
-    return Blocks(kind, ids, text_digest)
+    return Blocks(kind, ids, text_digest, control_tokens)
+
+
+def control_words(control_tokens: Mapping[str, int]) -> str | None:
+    """One line about control tokens that documents spell out, by kind; ``None`` where there are none.
+
+    >>> control_words({"prose": 0, "code": 1234})
+    'Control tokens spelled out in the documents, such as </s>, were read as plain text: 1,234 in code.'
+    """
+    parts = [f"{count:,} in {kind}" for kind, count in control_tokens.items() if count]
+    if not parts:
+        return None
+    return f"Control tokens spelled out in the documents, such as </s>, were read as plain text: {', '.join(parts)}."
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, own: int | None = None) -> None:

@@ -83,11 +83,19 @@ class NormalEquations:
         self.cross += (y.T @ z).cpu()
 
     def solve(self, weight: torch.Tensor, bias: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The minimiser, pulled toward ``weight`` (outputs, features); the intercept is free."""
+        """The minimiser, pulled toward ``weight`` (outputs, features); the intercept is free.
+
+        Without a pull (``ridge`` 0, or features that are all zero) it need not be unique; then it is the one nearest to
+        ``weight`` and ``bias``. So a dead layer keeps its weights, and its bias becomes the mean of the target.
+        """
         old = torch.cat((weight, bias[:, None]), 1).double().cpu()
         pull = torch.full((len(self.gram),), ridge * float(self.gram.diagonal()[:-1].mean()), dtype=torch.float64)
         pull[-1] = 0.0
-        new = torch.linalg.solve(self.gram + pull.diag(), (self.cross + old * pull).T).T
+        pulled = self.gram + pull.diag()
+        if float(pull[0]) > 0.0:
+            new = torch.linalg.solve(pulled, (self.cross + old * pull).T).T
+        else:
+            new = old + (self.cross - old @ self.gram) @ torch.linalg.pinv(pulled, hermitian=True)
         return new[:, :-1], new[:, -1]
 
 

@@ -13,15 +13,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from headcount.audit.record import unused_notes
 from headcount.audit.run import resolve_matmul_dtype
 from headcount.errors import CheckFailedError, HeadcountError
 from headcount.plan.make import Plan
 from headcount.pretrained.families import read_spec
+from headcount.pretrained.fingerprint import weights_fingerprint
 from headcount.pretrained.loading import quiet_transformers
 from headcount.pretrained.origin import Origin, write_origin
+from headcount.pretrained.source import Source
 from headcount.progress import Progress, silent
 from headcount.store import digest, open_run_folder, require_space, write_json
 from headcount.trim.build import build, check_model
+from headcount.trim.card import write_card
 from headcount.trim.repair import RIDGE, repair
 
 RECORD = "trim.json"
@@ -61,6 +65,7 @@ def trim(
     Example:
         >>> smaller = trim(model, plan)            # doctest: +SKIP
     """
+    check_age(model, plan)
     trimmed = build(model, plan)
     repaired_on = list(tokens) if isinstance(tokens, Mapping) else []
     if repair_output:
@@ -95,13 +100,16 @@ def trim_to_folder(
     ridge: float = RIDGE,
     matmul_dtype: str = "auto",
     overwrite: bool = False,
+    source: Source | None = None,
     progress: Progress = silent,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """``trim``, written to ``out`` as a checkpoint; returns the model and what ``trim.json`` says.
 
-    The folder has safetensors, config, generation config, tokenizer and the modeling file: transformers loads it
-    anywhere with ``trust_remote_code=True``, and without it where headcount is installed and imported.
+    The folder has safetensors, config, generation config, tokenizer, the modeling files, a model card and the licence
+    files of ``source`` (``OpenModel.source``): transformers loads it anywhere with ``trust_remote_code=True``, and
+    without it where headcount is installed and imported.
     """
+    check_age(model, plan)
     check_model(model, plan)
     out = Path(out)
     inputs = {
@@ -128,6 +136,7 @@ def trim_to_folder(
         progress=progress,
     )
     save(trimmed, tokenizer, out)
+    write_card(out, plan, source, repaired=repair_output, ridge=ridge)
     record = {
         "model": plan.record.model,
         "form": plan.record.form,
@@ -139,21 +148,25 @@ def trim_to_folder(
         "attention_parameters_dense": plan.audit.record.spec.attention_params,
         "cache_numbers_per_token": plan.spec.cache_numbers_per_token,
         "layers": [layer.model_dump() for layer in plan.record.layers],
+        "notes": unused_notes(plan.audit.record),
     }
     write_json(out / RECORD, record)
     shutil.rmtree(out / "work", ignore_errors=True)
     return trimmed, record
 
 
+def check_age(model: PreTrainedModel, plan: Plan) -> None:
+    """Refuse a plan made before fingerprints covered the model's settings, whose match would say too little."""
+    if plan.record.fingerprint == weights_fingerprint(model):
+        raise HeadcountError(
+            f"the plan for {plan.record.model} was made by an earlier version of headcount, which did not record the "
+            "model's settings (rotary embedding, windows, scaling)",
+            fix="audit and plan again",
+        )
+
+
 def save(trimmed: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, out: Path) -> None:
     """Write a trimmed model's files into ``out``; each appears complete or not at all."""
-    from headcount.pretrained import modeling_headcount
-
-    config_class, model_class = type(trimmed.config).__name__, type(trimmed).__name__
-    trimmed.config.auto_map = {
-        "AutoConfig": f"modeling_headcount.{config_class}",
-        "AutoModelForCausalLM": f"modeling_headcount.{model_class}",
-    }
     with tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as place:
         try:
             with quiet_transformers():
@@ -164,7 +177,5 @@ def save(trimmed: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, ou
             raise HeadcountError(
                 f"cannot write the model to {out} ({error})", fix="free space, or use another --out"
             ) from error
-        source = Path(modeling_headcount.__file__)
-        shutil.copyfile(source, Path(place) / source.name)
         for file in sorted(Path(place).iterdir()):
             file.replace(out / file.name)
