@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from headcount.audit.changepoint import best_step, find_boundary
 from headcount.audit.claims import Measured, block_sums, claims_of, draws_of, loss_draws
@@ -82,6 +83,7 @@ def test_verdicts_follow_planted_saturation() -> None:
         "longer saturates more": "holds",
         "logits are bounded": "does not hold",
         "the long-context bound falls": "does not hold",
+        "the absolute error falls": "holds",
         "a boundary layer": "holds",
         "cutting later costs less": "does not hold",
         "all at once": "holds",
@@ -99,6 +101,24 @@ def test_draws_begin_with_the_measurement_itself() -> None:
     np.testing.assert_allclose(found.ranks[0, :, 1], saturation_ranks(errors, 0.05).mean(1))
     assert found.ranks[1:, :, 1].std(0).min() > 0, "heads are drawn again"
     np.testing.assert_allclose(found.ranges, 3.0)
+    # Squares are sums over the queries of all windows, 8 windows of one query each.
+    np.testing.assert_allclose(found.absolute[0], np.sqrt(own.squares.sum(1) / 8).mean(1))
+
+
+def test_the_absolute_error_may_rise_where_the_relative_one_falls() -> None:
+    """Outputs that double with the context, errors that fall by a tenth of themselves beside them."""
+    draws = []
+    for turn, context in enumerate((32, 64, 128)):
+        own = made(context, np.full(6, 8), 3.0)
+        scale = 4.0**turn
+        grown = Measured(context, own.squares * scale * 0.9 ** (2 * turn), own.lengths * scale, own.ranges)
+        draws.append(draws_of(grown, numpy_generator(0, context)))
+    claims = {claim.name: claim for claim in claims_of(draws, None, {}, numpy_generator(0, "x"))}
+    assert claims["longer saturates more"].estimate is not None
+    rises = claims["the absolute error falls"]
+    assert rises.verdict == "does not hold"
+    # Each doubling multiplies it by 2 * 0.9; heads' knees are drawn by context, which moves the mean a little.
+    assert rises.estimate == pytest.approx(np.log(1.8) / np.log(2), abs=0.1)
 
 
 def test_blocks_cover_every_token_once() -> None:

@@ -33,12 +33,19 @@ def test_saturation(
     assert captured.out.count("\n") == 1
     found = json.loads(captured.out)
     assert [context["context"] for context in found["contexts"]] == [16, 32]
-    assert {"layer", "rank_0.01", "rank_0.05", "rank_0.1", "logit_range"} == set(found["contexts"][0]["layers"][0])
+    energies = {"energy_rank", "energy_error", "pooled_energy_rank", "weight_rank"}
+    assert {"layer", "rank_0.01", "rank_0.05", "rank_0.1", "logit_range", "output_rms"} | energies == set(
+        found["contexts"][0]["layers"][0]
+    )
+    assert [error["rank"] for error in found["contexts"][1]["errors"]] == list(range(17))
+    assert {bound["violations"] for context in found["contexts"] for bound in context["bounds"]} == {0}
+    assert set(found["contexts"][0]["components"]["weights"]) == {"mean", "low", "high"}
     assert {claim["verdict"] for claim in found["claims"]} <= {"holds", "does not hold", "not decided"}
-    assert len(found["claims"]) == 9
+    assert len(found["claims"]) == 10
     rows = (tmp_path / "s" / "saturation.csv").read_text().splitlines()
     assert sum(row.startswith("head,") for row in rows) == 2 * 3 * 4
-    assert sum(row.startswith("claim,") for row in rows) == 9
+    assert sum(row.startswith("claim,") for row in rows) == 10
+    assert sum(row.startswith("bound,") for row in rows) == 2 * 4
     drawn = (tmp_path / "s" / "saturation.svg").read_bytes()
     assert b"saturation of queries and keys" in drawn
     assert (tmp_path / "s" / "saturation.png").read_bytes().startswith(b"\x89PNG")
@@ -47,6 +54,8 @@ def test_saturation(
     monkeypatch.setattr("headcount.audit.saturation_run.token_losses", None)
     assert run(*command, "--figure", tmp_path / "results") == 0
     shown = capsys.readouterr().out
+    words = " ".join(shown.split())
+    assert "rows. Second says more" in words and "absolute" in words and "W_q' W_k" in words
     assert "Saturation ranks" in shown and "unequal beats uniform" in shown and "too few layers" in shown
     assert (tmp_path / "s" / "saturation.svg").read_bytes() == drawn
     assert {path.name for path in (tmp_path / "results").iterdir()} == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from headcount.errors import HeadcountError
 from headcount.experiments.figure import write_figure
 from headcount.report import words
 from headcount.report.collect import from_run
+from headcount.report.grid import Grid
 from headcount.report.page import render
-from headcount.report.saturation import draw, figure_rows
+from headcount.report.saturation import draw, figure_rows, saturation_tables
 from headcount.report.saturation_charts import range_lines, rank_lines, saturation_figures
 from headcount.report.saturation_collect import saturation_view, selection_view
 from headcount.report.saturation_view import SaturationView, SelectionView
@@ -180,6 +182,51 @@ def test_boundaries_are_told_with_their_interval() -> None:
     assert cells.count("1 to 2") == 2 and "no boundary" in cells and "layer 2" in cells and "91.5%" in cells
 
 
+def test_the_page_has_errors_bounds_and_components() -> None:
+    view = measured_view()
+    assert view.saturation
+    page = Page(render(view))
+    cells, ends = page.texts["td"], page.texts["span"]
+    for context in view.saturation.contexts:
+        assert [error.rank for error in context.errors] == [bound.rank for bound in context.bounds] == [2, 4, 8, 12]
+        for error, bound in zip(context.errors, context.bounds, strict=True):
+            assert error.absolute is not None
+            shown = {error.relative, error.absolute, bound.output_error_bound, bound.total_variation_bound}
+            assert {words.significant(number) for number in shown} <= set(cells)
+            assert f"{bound.squared_bound:.3g}" in cells and f"0 of {bound.rows:,}" in cells
+        counts = context.components
+        assert counts is not None
+        spreads = (counts.window, counts.pooled, counts.weights, counts.output, counts.error)
+        for spread in spreads:
+            assert words.significant(spread.mean) in cells
+            assert f"{words.significant(spread.low)} to {words.significant(spread.high)}" in ends
+
+
+def test_a_record_of_an_older_version_opens_and_is_shown_without_what_it_lacks(tmp_path: Path) -> None:
+    found = tiny_measured()[0]
+    record = json.loads(found.record.model_dump_json())
+    del record["weight_ranks"]
+    record["claims"] = [claim for claim in record["claims"] if claim["name"] != "the absolute error falls"]
+    for context in record["contexts"]:
+        del context["bounds"]
+        for layer in context["layers"]:
+            del layer["bounds"]
+            for head in layer["heads"]:
+                for name in ("output_rms", "energy_rank", "energy_error", "pooled_energy_rank"):
+                    del head[name]
+    (tmp_path / "saturation.json").write_text(json.dumps(record))
+    older = Saturation.open(tmp_path)
+    assert list(older.to_pandas()) == ["context", "layer", "head", "rank_0.01", "rank_0.05", "rank_0.1", "logit_range"]
+    told = summary_json(older)["contexts"][0]
+    assert told["bounds"] == [] and told["components"] is None and told["errors"][3]["absolute"] is None
+    names = [table.title for table in saturation_tables(older) if isinstance(table, Grid)]
+    assert names == ["Saturation ranks and ranges of logits", "The whole model with its heads cut", "Claims"]
+    assert {row["part"] for row in figure_rows(older)} == {"head", "error", "loss", "claim"}
+    draw(older)
+    page = render(from_run(tiny_run().audit, made=MADE, saturation=older))
+    assert "saturation-ranks" in page and "Output errors, relative and absolute" not in page
+
+
 def test_runs_of_another_model_are_refused() -> None:
     found, capacity = tiny_measured()
     for run in (found, capacity):
@@ -196,7 +243,8 @@ def test_the_rows_of_the_figure_are_the_records_numbers(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     parts = {part: [row for row in rows if row["part"] == part] for part in dict.fromkeys(row["part"] for row in rows)}
     assert {part: len(own) for part, own in parts.items()} == {
-        "head": 2 * 3 * 4, "error": 2 * 17, "loss": 2 * 8, "boundary": 2, "claim": 9,
+        "head": 2 * 3 * 4, "error": 2 * 17, "bound": 2 * 4, "components": 2 * 5, "loss": 2 * 8, "boundary": 2,
+        "claim": 10,
     }  # fmt: skip
     head = next(row for row in parts["head"] if (row["context"], row["layer"], row["head"]) == ("32", "2", "3"))
     own = found.record.contexts[1].layers[2].heads[3]
@@ -205,6 +253,10 @@ def test_the_rows_of_the_figure_are_the_records_numbers(tmp_path: Path) -> None:
     errors = [h.errors[5] for layer in found.record.contexts[0].layers for h in layer.heads]
     (error,) = [row for row in parts["error"] if (row["context"], row["name"]) == ("16", "5")]
     assert float(error["value"]) == pytest.approx(sum(errors) / 12, rel=1e-3)
+    absolutes = [h.absolute(5) or 0.0 for layer in found.record.contexts[0].layers for h in layer.heads]
+    assert float(error["absolute"]) == pytest.approx(sum(absolutes) / 12, rel=1e-3)
+    (bound,) = [row for row in parts["bound"] if (row["context"], row["name"]) == ("16", "4")]
+    assert float(bound["half_range"]) == found.record.contexts[0].bounds[1].half_range
     assert [(row["layer"], row["verdict"], row["low"]) for row in parts["boundary"]] == [
         ("", "no boundary", "1"),
         ("2", "boundary", "1"),

@@ -7,11 +7,12 @@ import io
 import re
 
 import pytest
-from report_cases import tiny_run
+from report_cases import Run, tiny_run
 from rich.console import Console, RenderableType
 
 from headcount.report import terminal, words
 from headcount.report.grid import Grid
+from headcount.report.page import render
 
 
 def shown(parts: list[RenderableType], width: int, tty: bool = False) -> str:
@@ -107,3 +108,39 @@ def test_samples_stand_side_by_side_where_there_is_room() -> None:
     assert re.search("tiny says +half says +three quarters says", wide)
     assert "\n  half says" in narrow and not re.search("tiny says +half", narrow)
     assert "prompt: Go on:" in wide and "prompt: Go on:" in narrow
+
+
+def noted() -> Run:
+    """A run whose audit found an unused layer and control tokens in its text."""
+    run = tiny_run()
+    record = run.audit.record
+    layers = [record.layers[0].model_copy(update={"unused": ("keys", "values")}), *record.layers[1:]]
+    texts = [record.texts[0].model_copy(update={"control_tokens": 7})]
+    audit = dataclasses.replace(run.audit, record=record.model_copy(update={"layers": layers, "texts": texts}))
+    plans = {name: dataclasses.replace(plan, audit=audit) for name, plan in run.plans.items()}
+    compared = run.evaluation.record
+    kinds = [compared.texts[0].model_copy(update={"control_tokens": 5}), *compared.texts[1:]]
+    evaluation = dataclasses.replace(run.evaluation, record=compared.model_copy(update={"texts": kinds}))
+    return Run(audit, plans, evaluation)
+
+
+def test_unused_layers_and_control_tokens_are_told() -> None:
+    run = noted()
+    unused = "Unused attention: layer 0 (its output is the same for every token)."
+    control = "Control tokens spelled out in the documents, such as </s>, were read as plain text: "
+    first = run.evaluation.record.texts[0].kind
+    audit, plan, compared = (
+        " ".join(shown(tables, 100).split())
+        for tables in (
+            terminal.audit_tables(run.audit),
+            terminal.plan_tables(run.plans["half"]),
+            terminal.evaluation_tables(run.evaluation),
+        )
+    )
+    assert unused in audit and control + "7 in prose." in audit
+    assert unused in plan and control not in plan
+    assert unused not in compared and f"{control}5 in {first}." in compared
+    page = render(run.view())
+    assert unused in page and control.replace("<", "&lt;").replace(">", "&gt;") + "7 in prose." in page
+    assert f"5 in {first}." in page
+    assert "Unused attention" not in render(tiny_run().view())

@@ -32,9 +32,12 @@ class Measured:
     squares: np.ndarray
     lengths: np.ndarray
     ranges: np.ndarray
+    queries: int = 1
+    """Looked at in a window; ``squares`` and ``lengths`` are sums over them."""
 
-    def draw(self, generator: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(errors by layer and rank, ranks by layer and tolerance, ranges by layer), averages over the heads.
+    def draw(self, generator: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(relative errors by layer and rank, ranks by layer and tolerance, ranges by layer, absolute errors by layer
+        and rank), averages over the heads.
 
         With a generator, windows and heads are drawn again; without one, they are as measured.
         """
@@ -47,13 +50,16 @@ class Measured:
             np.einsum("w,lwh->lh", weights, self.lengths),
         )
         errors = relative(squares, lengths)
+        absolute = np.sqrt(squares / (weights.sum() * self.queries))
         ranges = np.einsum("w,lwh->lh", weights / weights.sum(), self.ranges)
         chosen = np.arange(heads)[None].repeat(layers, 0)
         if generator is not None:
             chosen = generator.integers(heads, size=(layers, heads))
         row = np.arange(layers)[:, None]
         ranks = np.stack([saturation_ranks(errors, tolerance) for tolerance in TOLERANCES], -1)
-        return errors[row, chosen].mean(1), ranks[row, chosen].mean(1), ranges[row, chosen].mean(1)
+        parts = (errors, ranks, ranges, absolute)
+        errors, ranks, ranges, absolute = (part[row, chosen].mean(1) for part in parts)
+        return errors, ranks, ranges, absolute
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Draws:
     errors: np.ndarray
     ranks: np.ndarray
     ranges: np.ndarray
+    absolute: np.ndarray
 
 
 def draws_of(measured: Measured, generator: np.random.Generator) -> Draws:
@@ -179,17 +186,28 @@ def _curve_claims(draws: Sequence[Draws]) -> list[ClaimRecord]:
         ("longer saturates more", "the longer the sequence, the fewer dimensions matter"),
         ("logits are bounded", "the range of a head's logits does not grow with the context"),
         ("the long-context bound falls", "e^(2b)/L falls as the context L grows (2b: range of the logits)"),
+        ("the absolute error falls", "at a fixed rank, a head's output moves less the longer the sequence"),
     )
     if len(draws) < 2:
         return found + [_undecided(*text, "one context only", "two contexts or more") for text in texts]
     logs = np.log([own.context for own in draws])
     ranks = np.stack([own.ranks[:, :, FIVE].mean(1) for own in draws], -1)
+    # A model whose outputs are all zero has no error: its slope is 0, not that of infinities.
+    errors = np.stack([own.absolute[:, :, d // 4].mean(1) for own in draws], -1)
+    fall = slopes(logs, np.log(np.maximum(errors, np.finfo(float).tiny)))
     growth = slopes(logs, np.stack([own.ranges.mean(1) for own in draws], -1))
     return [
         *found,
         _claim(*texts[0], "slope of the mean rank at 5% per doubling", slopes(logs, ranks) * np.log(2), 0.0, "below"),
         _claim(*texts[1], "slope of the mean range of logits over ln L (not above 0)", growth, 0.0, "below"),
         _claim(*texts[2], "slope of the mean range of logits over ln L", growth, 1.0, "below"),
+        _claim(
+            *texts[3],
+            f"slope over ln L of ln(absolute output error at rank d/4 = {d // 4}, mean over heads)",
+            fall,
+            0.0,
+            "below",
+        ),
     ]
 
 

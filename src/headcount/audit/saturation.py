@@ -15,8 +15,9 @@ of the error, which is that of the head's real output on other windows than the 
 
     e_r = sqrt( sum_i |o_i^r - o_i|^2 / sum_i |o_i|^2 ),   o_i^r = sum_j softmax_j(c q_i' P_r (k_j - m)) v_j
 
-for r = 0 (every visible key alike) to d (exact). The saturation rank at a tolerance is the smallest r from which on no
-error is above it. With grouped queries every query head has its own P_r on the keys that it shares.
+for r = 0 (every visible key alike) to d (exact); the absolute error is e_r times sqrt(mean_i |o_i|^2). The saturation
+rank at a tolerance is the smallest r from which on no error is above it. With grouped queries every query head has its
+own P_r on the keys that it shares.
 
 Letters: W windows, H query heads, K key-value heads, T tokens, R queries looked at, d and e dimensions of keys and
 values.
@@ -69,12 +70,14 @@ def looked_at(context: int, count: int) -> torch.Tensor:
 class HeadForms:
     """Each query head's nested forms: s_ij^r = sum over a < r of c (q' A)_a (B (k - m))_a.
 
-    mean (H, d): m; a (H, d, d): C_k^(1/2) V; b (H, d, d): V' C_k^(-1/2); float64, on the CPU.
+    mean (H, d): m; a (H, d, d): C_k^(1/2) V; b (H, d, d): V' C_k^(-1/2); energies (H, d): eigenvalues of
+    C_k^(1/2) C_q C_k^(1/2), descending, the logits' energy by component; float64, on the CPU.
     """
 
     mean: torch.Tensor
     a: torch.Tensor
     b: torch.Tensor
+    energies: torch.Tensor
 
     def query_maps(self, ranks: Sequence[int]) -> torch.Tensor:
         """(H, d, d): what a query (a row) is multiplied by so that head h keeps rank ``ranks[h]`` of its logits.
@@ -106,6 +109,7 @@ def head_forms(calls: Sequence[AttentionCall], windows: Sequence[Sequence[int]])
         torch.stack([own.mean for own in found]),
         torch.stack([own.root @ own.vectors for own in found]),
         torch.stack([own.vectors.T @ own.inverse_root for own in found]),
+        torch.stack([own.energies for own in found]),
     )
 
 

@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 
 from headcount.audit.changepoint import Boundary, find_boundary
 from headcount.audit.claims import FIVE, Draws, Measured, claims_of, draws_of, interval, loss_draws
+from headcount.audit.energy import components, logit_components, weight_components
 from headcount.audit.passes import LOGIT_CHUNK, mixed_precision
+from headcount.audit.perturbation import MEASURES, bound_ranks, bound_records, window_rows
 from headcount.audit.run import check_inputs, resolve_matmul_dtype
 from headcount.audit.saturation import TOLERANCES, HeadForms, head_forms, looked_at, relative, saturation_ranks
 from headcount.audit.saturation import window_errors as errors_of_window
@@ -44,6 +46,8 @@ QUERIES = 128
 """Queries looked at in all measured windows of a context, about."""
 LOSS_TOKENS = 2048
 """Tokens of a context that losses are measured on, or one window."""
+BY_WINDOW = ("squares", "lengths", "ranges", "energy_ranks", "energy_squares", *MEASURES)
+"""What is kept of a context by layer and measured window."""
 VARIANTS = (
     "dense",
     *(f"{kind} {tolerance:.0%}" for tolerance in TOLERANCES for kind in ("own", "uniform")),
@@ -117,6 +121,7 @@ def saturation(
         tolerances=list(TOLERANCES),
         contexts=contexts,
         claims=claims_of(draws, boundary, losses, numpy_generator(seed, "claims")),
+        weight_ranks=weight_components(model),
     )
     write_json(folder / RECORD, made)
     return Saturation(made, folder)
@@ -132,7 +137,8 @@ def _context(
 ) -> dict[str, torch.Tensor]:
     """All sums of one context, from its file or measured now."""
     context = ids.shape[1]
-    file, work = folder / f"context-{context:06d}.safetensors", folder / "work" / f"context-{context:06d}"
+    # An unfinished run of an older version has files named context-*, which lack rows and energies.
+    file, work = folder / f"measured-{context:06d}.safetensors", folder / "work" / f"measured-{context:06d}"
     if file.is_file():
         return read_tensors(file)
     measured = ids[1::2]
@@ -142,21 +148,25 @@ def _context(
         starts = np.cumsum([0, *(len(call.q) for call in calls)])
         chosen = [[w for w in range(len(c.q)) if (s + w) % 2 == 0] for s, c in zip(starts, calls, strict=False)]
         forms = head_forms(calls, chosen)
-        rows = [
-            errors_of_window(call, window, positions, forms)
-            for start, call in zip(starts, calls, strict=False)
-            for window in range(len(call.q))
-            if (start + window) % 2
-        ]
-        squares, lengths, ranges = (torch.stack(part) for part in zip(*rows, strict=True))
-        own = {"squares": squares, "lengths": lengths, "ranges": ranges}
-        return own | {"mean": forms.mean, "a": forms.a, "b": forms.b}
+        ranks = bound_ranks(forms.a.shape[-1])
+        kept: dict[str, list[torch.Tensor]] = {name: [] for name in BY_WINDOW}
+        for start, call in zip(starts, calls, strict=False):
+            for window in range(len(call.q)):
+                if (start + window) % 2:
+                    squares, lengths, ranges = errors_of_window(call, window, positions, forms)
+                    own = window_rows(call, window, positions, forms, ranks)
+                    own |= {"squares": squares, "lengths": lengths, "ranges": ranges}
+                    own["energy_ranks"], own["energy_squares"] = logit_components(call, window, positions)
+                    for name, rows in kept.items():
+                        rows.append(own[name])
+        found = {name: torch.stack(rows) for name, rows in kept.items()}
+        return found | {"mean": forms.mean, "a": forms.a, "b": forms.b, "energies": forms.energies}
 
     layers = visit_layers(model, ids, work, visit, dtype=dtype, stage=f"context {context}", progress=progress)
-    found = {name: torch.stack([layer[name] for layer in layers]) for name in ("squares", "lengths", "ranges")}
+    found = {name: torch.stack([layer[name] for layer in layers]) for name in (*BY_WINDOW, "energies")}
     found["windows"] = torch.tensor([len(ids) - len(measured), len(measured), len(positions) * len(measured)])
     if model.get_output_embeddings() is not None and spec.layers[0].causal:
-        forms = [HeadForms(layer["mean"], layer["a"], layer["b"]) for layer in layers]
+        forms = [HeadForms(*(layer[name] for name in ("mean", "a", "b", "energies"))) for layer in layers]
         tested = measured[: max(1, LOSS_TOKENS // context)]
         found |= _losses(model, tested, forms, _variants(found), work, dtype, progress)
     write_tensors(file, found)
@@ -246,11 +256,17 @@ def _summary(
     context: int, found: Mapping[str, torch.Tensor], generator: np.random.Generator
 ) -> tuple[ContextRecord, Draws, Boundary | None, dict[str, np.ndarray]]:
     """One context's record, its resamples, its boundary, and its losses by token."""
+    fitted, measured, queries = found["windows"].tolist()
     arrays = {name: found[name].numpy() for name in ("squares", "lengths", "ranges")}
-    drawn = draws_of(Measured(context, **arrays), generator)
+    drawn = draws_of(Measured(context, **arrays, queries=queries // measured), generator)
     boundary = find_boundary(drawn.ranks[0, :, FIVE], drawn.ranks[1:, :, FIVE])
     errors = relative(arrays["squares"].sum(1), arrays["lengths"].sum(1))
     ranks, ranges = _ranks(found), arrays["ranges"].mean(1)
+    output_rms = np.sqrt(arrays["lengths"].sum(1) / queries)
+    energy_ranks, pooled = found["energy_ranks"].double().mean(1).numpy(), components(found["energies"]).numpy()
+    energy_errors = relative(found["energy_squares"].sum(1).numpy()[..., None], arrays["lengths"].sum(1))[..., 0]
+    rows = {name: found[name].numpy() for name in MEASURES}
+    measured_ranks = bound_ranks(errors.shape[-1] - 1)
     layers = [
         LayerCurves(
             layer=layer,
@@ -259,15 +275,19 @@ def _summary(
                     errors=[float(f"{e:.4g}") for e in errors[layer, head]],
                     ranks=ranks[layer, head].tolist(),
                     logit_range=float(ranges[layer, head]),
+                    output_rms=float(output_rms[layer, head]),
+                    energy_rank=float(energy_ranks[layer, head]),
+                    energy_error=float(energy_errors[layer, head]),
+                    pooled_energy_rank=int(pooled[layer, head]),
                 )
                 for head in range(ranks.shape[1])
             ],
+            bounds=bound_records({name: own[layer] for name, own in rows.items()}, measured_ranks),
         )
         for layer in range(len(ranks))
     ]
     # In this order whether they come from a file or not: draws follow it.
     losses = {name: found[f"loss.{name}"].numpy() for name in VARIANTS if f"loss.{name}" in found}
-    fitted, measured, queries = found["windows"].tolist()
     record = ContextRecord(
         context=context,
         fitted_windows=fitted,
@@ -275,6 +295,7 @@ def _summary(
         queries=queries,
         layers=layers,
         losses=[_loss_record(name, losses, found, generator) for name in losses],
+        bounds=bound_records(rows, measured_ranks),
         boundary=boundary,
     )
     return record, drawn, boundary, losses

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from headcount.audit.record import Audit, AuditRecord
 from headcount.audit.record import TimingRecord as AuditTiming
+from headcount.audit.record import notes as audit_notes
 from headcount.audit.saturation_record import Saturation
 from headcount.audit.selection_run import Selection
 from headcount.errors import HeadcountError
@@ -145,9 +146,10 @@ def audit_view(record: AuditRecord, timing: AuditTiming | None = None) -> AuditV
         attention_params=record.spec.attention_params,
         cache_numbers_per_token=record.spec.cache_numbers_per_token,
         layers=layers,
-        texts=tuple(TextView(**text.model_dump()) for text in record.texts),
+        texts=tuple(TextView(**text.model_dump(exclude={"control_tokens"})) for text in record.texts),
         seconds=timing.seconds if timing else None,
         cost_ratio=timing.cost_ratio if timing else None,
+        notes=tuple(clean(note) for note in audit_notes(record)),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from headcount.evaluate.record import EvaluationRecord, ModelRecord, TimingRecord
 from headcount.evaluate.result import geometric_mean, speeds
+from headcount.pretrained.texts import control_words
 from headcount.report.view import GROUPS, Measure
 from headcount.report.words import display_name, listed, size
 
@@ -135,6 +136,9 @@ def notes(record: EvaluationRecord, timing: TimingRecord | None = None) -> tuple
         f"Quality: {windows}, {counted} predicted tokens a kind of text. KL and agreement are averaged over all "
         "predicted tokens of all kinds."
     ]
+    control = control_words({text.kind: text.control_tokens for text in record.texts})
+    if control:
+        found.append(control)
     if timing is not None:
         rounds = len(timing.models[0].ways[0].decode_seconds)
         threads = "1 thread" if timing.threads == 1 else f"{timing.threads} threads"

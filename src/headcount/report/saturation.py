@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from headcount.audit.saturation_record import ContextRecord, Saturation
+from headcount.audit.saturation_record import ContextRecord, Saturation, component_counts, mean_errors
 from headcount.audit.selection import KINDS
 from headcount.audit.selection_run import Capacity, Selection
 from headcount.report.grid import Grid
+from headcount.report.saturation_bounds import bound_table, component_table, error_table
 from headcount.report.words import display_name
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f7f7f", "#e69f00", "#56b4e9")
 GREY = "#7f7f7f"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SHORTENED = ("logit_range", "output_rms", "energy_rank", "energy_error")
+"""Columns of heads that the CSV has to four digits."""
 FIVE = 1
 """Place of the 5% tolerance among the record's."""
 LINEAR_NATS = 0.1
@@ -63,11 +67,13 @@ def saturation_tables(found: Saturation) -> list[RenderableType]:
         titles = ["all heads at once", "context", "mean\nrank", "loss increase\n(nats)", "95%"]
         parts.append(Grid("The whole model with its heads cut", titles, losses))
     parts += [Text(_boundary_words(context)) for context in record.contexts]
+    beside = (error_table(record), bound_table(record), component_table(record))
+    parts += [Text(""), *(table for table in beside if table is not None)]
     claims = [
         [claim.name, claim.verdict, _short(claim.estimate), _span(claim.low, claim.high)] for claim in record.claims
     ]
     claim_note = "What each number is and the rule of its verdict: saturation.json."
-    parts += [Text(""), Grid("Claims", ["claim", "verdict", "measured", "95%"], claims, claim_note)]
+    parts += [Grid("Claims", ["claim", "verdict", "measured", "95%"], claims, claim_note)]
     return [*parts, Text(f"In {found.folder}")]
 
 
@@ -107,16 +113,25 @@ def figure_rows(found: Saturation) -> list[dict[str, Any]]:
     """The numbers of ``saturation.json`` as rows of one table; ``part`` says what a row is.
 
     ``head``: ranks and range of logits of one head at one context. ``error``: the relative output error at the rank in
-    ``name``, averaged over all heads. ``loss``: the increase in nats per token with its 95% interval. ``boundary``: the
-    best step with its interval, in ``layer`` too where it is a boundary. ``claim``: estimate, interval and verdict.
+    ``name``, averaged over all heads, and the absolute one. ``bound``: medians over rows at the rank in ``name`` (see
+    ``BoundRecord``). ``components``: a count's mean over heads, smallest and largest (see ``ComponentCounts``).
+    ``loss``: the increase in nats per token with its 95% interval. ``boundary``: the best step with its interval, in
+    ``layer`` too where it is a boundary. ``claim``: estimate, interval and verdict.
     """
     rows: list[dict[str, Any]] = []
     for row in found.to_pandas().to_dict("records"):
-        rows.append({"part": "head", **row, "logit_range": _short(row["logit_range"])})
+        measured = {name: _short(row[name]) for name in SHORTENED if name in row}
+        rows.append({"part": "head", **row, **measured})
     for context in found.record.contexts:
         shared = {"context": context.context}
-        for rank, error in enumerate(_mean_errors(context)):
-            rows.append({"part": "error", **shared, "name": rank, "value": _short(error)})
+        for error in mean_errors(context):
+            pair = {"value": _short(error.relative), "absolute": _short(error.absolute)}
+            rows.append({"part": "error", **shared, "name": error.rank, **pair})
+        for bound in context.bounds:
+            rows.append({"part": "bound", **shared, "name": bound.rank, **bound.model_dump(exclude={"rank"})})
+        counts = component_counts(found.record, context)
+        for name, spread in (asdict(counts) if counts else {}).items():
+            rows.append({"part": "components", **shared, "name": name, **_measured(*spread.values())})
         for loss in context.losses:
             if loss.name != "dense":
                 rows.append(
@@ -148,7 +163,7 @@ def draw(found: Saturation) -> Figure:
         layers = range(len(context.layers))
         for place, _ in enumerate(record.tolerances):
             panels[0, place].plot(layers, [_rank(context, layer, place) for layer in layers], **style)
-        panels[1, 0].plot(_mean_errors(context), **style)
+        panels[1, 0].plot([error.relative for error in mean_errors(context)], **style)
     for place, tolerance in enumerate(record.tolerances):
         _name(panels[0, place], "layer", f"rank for an error of {tolerance:.0%} (mean over heads)")
         panels[1, 0].axhline(tolerance, color=GREY, linestyle="--", linewidth=0.8)
@@ -200,13 +215,6 @@ def _name(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_ylim(bottom=0)
-
-
-def _mean_errors(context: ContextRecord) -> list[float]:
-    """Relative output error by rank, averaged over the heads that have so many dimensions."""
-    curves = [head.errors for layer in context.layers for head in layer.heads]
-    columns = [[curve[rank] for curve in curves if rank < len(curve)] for rank in range(max(map(len, curves)))]
-    return [sum(column) / len(column) for column in columns]
 
 
 def _measured(value: float | None, low: float | None, high: float | None) -> dict[str, str]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from headcount.audit.saturation_record import ClaimRecord, ContextRecord, Saturation
+from headcount.audit.saturation_record import (
+    ClaimRecord,
+    ContextRecord,
+    Saturation,
+    SaturationRecord,
+    component_counts,
+    mean_errors,
+)
 from headcount.audit.selection import KINDS
 from headcount.audit.selection_run import Selection
 from headcount.report.saturation_view import (
     FORMS,
     WHATS,
     ContextView,
+    ErrorView,
     LossView,
     SaturationView,
     SelectionView,
@@ -28,7 +36,7 @@ def saturation_view(found: Saturation) -> SaturationView:
         matmul_dtype=clean(record.matmul_dtype),
         tolerances=tuple(record.tolerances),
         dims=tuple(len(layer.heads[0].errors) - 1 for layer in record.contexts[0].layers),
-        contexts=tuple(_context(context) for context in record.contexts),
+        contexts=tuple(_context(record, context) for context in record.contexts),
         claims=tuple(_claim(claim) for claim in record.claims),
     )
 
@@ -66,12 +74,13 @@ def _place(found: Saturation | Selection) -> str:
     return display_name(str(found.folder.absolute()))
 
 
-def _context(record: ContextRecord) -> ContextView:
+def _context(saturation: SaturationRecord, record: ContextRecord) -> ContextView:
     ranks, ranges = [], []
     for layer in record.layers:
         columns = zip(*(head.ranks for head in layer.heads), strict=True)
         ranks.append(tuple(sum(column) / len(layer.heads) for column in columns))
         ranges.append(sum(head.logit_range for head in layer.heads) / len(layer.heads))
+    errors = mean_errors(record)
     return ContextView(
         context=record.context,
         ranks=tuple(ranks),
@@ -82,6 +91,9 @@ def _context(record: ContextRecord) -> ContextView:
             if loss.name != "dense"
         ),
         boundary=record.boundary,
+        errors=tuple(ErrorView(*errors[bound.rank]) for bound in record.bounds),
+        bounds=tuple(record.bounds),
+        components=component_counts(saturation, record),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from headcount.audit.changepoint import Boundary
-from headcount.audit.saturation_record import ClaimRecord
+from headcount.audit.saturation_record import BoundRecord, ClaimRecord, ComponentCounts
 
 BOUNDARY_TOLERANCE = 0.05
 """The tolerance at which the measurement looks for a boundary layer."""
@@ -30,6 +30,15 @@ class LossView:
 
 
 @dataclass(frozen=True)
+class ErrorView:
+    """Output error of a head at a rank, averaged over all heads: relative to the output, and in units of values."""
+
+    rank: int
+    relative: float
+    absolute: float | None
+
+
+@dataclass(frozen=True)
 class ContextView:
     """One context length; ranks and ranges are averages over the query heads of each layer."""
 
@@ -40,6 +49,10 @@ class ContextView:
     """Range of a query's logits, by layer."""
     losses: tuple[LossView, ...]
     boundary: Boundary | None
+    errors: tuple[ErrorView, ...] = ()
+    """At the ranks of ``bounds``, in their order."""
+    bounds: tuple[BoundRecord, ...] = ()
+    components: ComponentCounts | None = None
 
 
 @dataclass(frozen=True)

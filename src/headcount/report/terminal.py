@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from headcount.audit.record import Audit
+from headcount.audit.record import Audit, unused_notes
 from headcount.evaluate.result import Evaluation
 from headcount.plan.make import Plan
 from headcount.report import words
@@ -51,7 +51,8 @@ def plan_tables(made: Plan) -> list[RenderableType]:
     """What ``headcount plan`` prints."""
     audit = audit_view(made.audit.record)
     plan = plan_view("plan", made.record, "rotated_keys" in audit.layers[0].spectra)
-    return [*plan_summary(plan, audit), *_place(made.folder)]
+    notes = (Text(note) for note in unused_notes(made.audit.record))
+    return [*plan_summary(plan, audit), *notes, *_place(made.folder)]
 
 
 def evaluation_tables(found: Evaluation) -> list[RenderableType]:
@@ -92,7 +93,8 @@ def audit_summary(audit: AuditView) -> list[RenderableType]:
         "strongest key and first token are shares of a query's attention." + note
     )
     lead = f"{audit.model}. {words.attention_words(audit)} {words.done_words(audit, None)}{cost}"
-    return [Text(lead), Text(""), Grid("What attention uses", columns, rows, explained)]
+    notes = (Text(note) for note in audit.notes)
+    return [Text(lead), Text(""), Grid("What attention uses", columns, rows, explained), *notes]
 
 
 def plan_summary(plan: PlanView, audit: AuditView) -> list[RenderableType]:

@@ -68,6 +68,8 @@ class AuditView:
     seconds: float | None = None
     cost_ratio: float | None = None
     """Time of the audit over the time of a plain forward pass over the same tokens."""
+    notes: tuple[str, ...] = ()
+    """Sentences about layers that are not used and control tokens in the text."""
 
 
 @dataclass(frozen=True)
