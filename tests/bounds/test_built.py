@@ -10,8 +10,8 @@ import pytest
 
 from headcount import bounds, tasks
 from headcount.bounds.base import Sizes
-from headcount.bounds.built import LimbPolytope, built_match3, built_qsa, smallest_built
-from headcount.bounds.layers import histogram_layer
+from headcount.bounds.built import LimbPolytope, built_match3, built_qsa, smallest_built, smallest_value_width
+from headcount.bounds.layers import histogram_layer, threshold_bits, threshold_layer
 from headcount.errors import HeadcountError
 
 
@@ -88,10 +88,30 @@ def test_one_bit_is_too_few_for_what_is_built() -> None:
 
 @pytest.mark.parametrize("n", [3, 4, 13, 14, 15, 30, 31, 62, 63, 64])
 def test_the_histogram_needs_bits_for_the_tokens(n: int) -> None:
-    (built,) = built_match3(Sizes(tokens=n, modulus=n + 1))
-    assert built.embedding_dim == histogram_layer(n, n + 1, built.needs_bits).embedding_dim == n + 1
+    built, _ = built_match3(Sizes(tokens=n, modulus=n + 1))
+    layer = histogram_layer(n, n + 1, built.needs_bits)
+    assert built.embedding_dim == layer.embedding_dim == built.value_width == layer.value_dim == n + 1
     with pytest.raises(HeadcountError, match="do not show one token"):
         histogram_layer(n, n + 1, built.needs_bits - 1)
+
+
+@pytest.mark.parametrize(("n", "modulus"), [(3, 4), (7, 8), (15, 29), (15, 30), (15, 31), (15, 62), (15, 63), (9, 500)])
+def test_thresholds_need_bits_to_count_the_tokens(n: int, modulus: int) -> None:
+    _, built = built_match3(Sizes(tokens=n, modulus=modulus))
+    layer = threshold_layer(n, modulus, built.needs_bits)
+    assert built.needs_bits == threshold_bits(n, modulus)
+    assert (built.embedding_dim, built.value_width) == (layer.embedding_dim, layer.value_dim) == (2, modulus + 1)
+    with pytest.raises(HeadcountError, match=f"give at least {built.needs_bits} bits"):
+        threshold_layer(n, modulus, built.needs_bits - 1)
+
+
+@pytest.mark.parametrize("n", [3, 9, 65, 1025, 10**6 + 1])
+def test_nothing_built_for_match3_is_below_the_bound_on_the_value_width(n: int) -> None:
+    for p in range(1, 40):
+        sizes = Sizes(tokens=n, modulus=n + 1, precision_bits=p)
+        least = bounds.get("match3-protocol").evaluate(sizes).value
+        width = smallest_value_width(built_match3(sizes), p)
+        assert least is not None and (width is None or width >= least)
 
 
 def test_large_sizes_take_no_time_and_no_exact_powers() -> None:

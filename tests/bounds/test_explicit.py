@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from headcount import bounds
+from headcount import bounds, tasks
 
 
 def value(id: str, **sizes: int) -> int:
@@ -37,6 +37,29 @@ def test_qsa_bits_every_pair_of_subsets_needs_two_embeddings(n: int, q: int) -> 
 
 def test_qsa_bits_says_nothing_when_every_token_is_averaged() -> None:
     assert value("qsa-bits", tokens=5, sparsity=5, precision_bits=4) == 0
+
+
+@pytest.mark.parametrize(("n", "q"), [(2, 1), (4, 1), (5, 2), (6, 4), (7, 3), (8, 7)])
+def test_qsa_bits_all_every_pair_of_subsets_with_the_query_token_too(n: int, q: int) -> None:
+    """The witness for every pair of q-subsets of [N], with z = 0 at the query token and the targets by the task."""
+    query = n - 1
+    task = tasks.get("qsa", tokens=n, sparsity=q, dim=1)
+    subsets = list(itertools.combinations(range(n), q))
+    distances = []
+    for first, second in itertools.combinations(subsets, 2):
+        z = np.zeros((n, 1))
+        z[list(set(first) - set(second))] = 1
+        z[list(set(second) - set(first))] = -1
+        z[query] = 0
+        one, two = (task.batch(z=z, y=np.array([subsets[0]] * query + [y])).targets[0, query] for y in (first, second))
+        distances.append(float(np.linalg.norm(one - two)))
+    assert min(distances) == pytest.approx(1 / q, rel=1e-12)  # not below 1/q, and reached: eps < 1/(2q) is the limit
+    for p in (1, 3, 8):
+        m = value("qsa-bits-all", tokens=n, sparsity=q, precision_bits=p)
+        assert 2 ** (m * p) >= len(subsets) > 2 ** ((m - 1) * p)
+    bits = value("qsa-bits-all", tokens=n, sparsity=q)
+    assert 2**bits >= len(subsets) > 2 ** (bits - 1)
+    assert bits >= value("qsa-bits", tokens=n, sparsity=q)
 
 
 def top_sets(keys: np.ndarray, q: int, directions: np.ndarray) -> set[frozenset[int]]:
@@ -158,6 +181,26 @@ def test_rnn_every_pair_of_histories_is_told_apart() -> None:
         j = next(k for k in range(n - q) if one[k] != two[k])
         means = [(h[j] + 0) / q for h in (one, two)]  # the other element of the subset has z = 0
         assert abs(means[0] - means[1]) == 2 / q
+
+
+@pytest.mark.parametrize(("n", "q", "dim"), [(4, 1, 1), (4, 2, 3), (3, 1, 4), (5, 3, 3), (2, 1, 8)])
+def test_rnn_every_pair_of_histories_of_vectors_is_told_apart(n: int, q: int, dim: int) -> None:
+    """All 2^((N-q) d') histories of sign vectors, each pair asked the question of the argument; targets by the task."""
+    task = tasks.get("qsa", tokens=n, sparsity=q, dim=dim)
+    vectors = np.array(list(itertools.product((1, -1), repeat=dim))) / math.sqrt(dim)
+    histories = np.array(list(itertools.product(vectors, repeat=n - q)))
+    assert len(histories) == 2 ** value("qsa-rnn-any-dim", tokens=n, sparsity=q, dim=dim)
+    # Tokens n-q .. n-2 are S, with z = 0; token n-1 asks for S and j. One batch for each j, all histories in it.
+    z = np.zeros((len(histories), n, dim))
+    z[:, : n - q] = histories
+    least = math.inf
+    for j in range(n - q):
+        y = np.tile(np.array([j, *range(n - q, n - 1)]), (len(histories), n, 1))
+        answers = task.batch(z=z, y=y).targets[:, -1]
+        differ = (histories[:, None, j] != histories[None, :, j]).any(-1)
+        distances = np.linalg.norm(answers[:, None] - answers[None], axis=-1)
+        least = min(least, float(distances[differ].min()))
+    assert least == pytest.approx(2 / (q * math.sqrt(dim)), rel=1e-12)  # so eps < 1/(q sqrt d') is the limit
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])

@@ -64,6 +64,25 @@ def test_birthday_beyond_enumeration() -> None:
     check(answer, layer, 16)
     answer = refute(random_qsa_layer(128, 16, 1, 4, 16), task, limit=2**8)  # 64 bits: out of reach
     assert not answer.witness_found and answer.impossible and "by counting" in answer.reason
+    assert answer.verdict == "counting"
+
+
+def test_an_embedding_of_more_than_p_bits_is_outside_the_bound() -> None:
+    unit = FloatUnit(12, 2, 2)
+    unit.precision_bits = 1  # it rounds to 8 values
+    answer = refute(unit, tasks.get("qsa", tokens=12, sparsity=4, dim=2))
+    assert not answer.impossible and answer.verdict == "does not apply"
+    assert answer.failing_hypothesis == "entries of the embedding phi(x_i) have p bits"
+
+
+def test_units_of_unknown_type_are_not_ruled_out_by_counting() -> None:
+    class Derived(PBitAttention):
+        """May do anything; nothing is proved about it without a witness."""
+
+    layer = Derived(**vars(random_qsa_layer(128, 16, 1, 4, 16)))
+    answer = refute(layer, tasks.get("qsa", tokens=128, sparsity=16, dim=1), limit=2**8)
+    assert answer.verdict == "undecided" and not answer.impossible
+    assert "cannot be checked from outside" in answer.reason and "64 < 67" in answer.reason
 
 
 def test_a_layer_that_solves_the_task_is_not_refuted() -> None:
@@ -110,8 +129,10 @@ def test_units_of_any_kind_on_p_bit_embeddings() -> None:
 
 def test_a_residual_around_the_embedding_gives_no_false_witness() -> None:
     answer = refute(FloatUnit(12, 2, 2, residual=True), tasks.get("qsa", tokens=12, sparsity=4, dim=2))
-    assert not answer.witness_found
-    assert "go around the embedding" in answer.reason
+    assert not answer.witness_found and not answer.impossible and answer.verdict == "does not apply"
+    assert "this bound does not apply (qsa-bits)" in answer.reason
+    assert answer.failing_hypothesis == "tokens are read through phi only (no residual around it)"
+    assert answer.has == 6 and answer.needed == 9  # log2 C(11, 4) = 8.4: it would be too small if the bound applied
 
 
 def test_layers_for_another_task_are_refused() -> None:

@@ -107,6 +107,57 @@ def test_a_wide_layer_of_low_rank_is_refuted_by_a_true_witness() -> None:
     check(answer, net, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("q", [1, 3])
+@pytest.mark.parametrize("rank", [1, 11, 17])
+def test_a_wide_first_layer_that_is_a_product_of_narrow_factors_is_refuted(
+    rank: int, q: int, dtype: torch.dtype
+) -> None:
+    """300 units, rank below N d' = 18: rounding the product adds to the rank, and the bound holds all the same."""
+    features = 6 * (3 + q + 1)
+    net = random_mlp([features, 300, 18], seed=rank, first_rank=rank).to(dtype)
+    linear = net[0]
+    assert isinstance(linear, nn.Linear)
+    if dtype == torch.float64:  # a product that is rounded to float64
+        torch.manual_seed(rank)
+        with torch.no_grad():
+            linear.weight.copy_(torch.randn(300, rank).double() @ torch.randn(rank, features).double() / 20)
+    on_z = linear.weight.detach().double().view(300, 6, -1)[:, :, :3].flatten(1)
+    assert np.linalg.matrix_rank(on_z.numpy(), tol=1e-18) > rank  # by rounding alone
+    answer = refute(net, qsa(6, q, 3))
+    assert answer.witness_found and answer.impossible and answer.verdict == "witness"
+    assert (answer.has, answer.needed, answer.unit) == (rank, 18, "rank of the first layer on z")
+    assert "300 units" in answer.reason and f"rank {rank} below 18" in answer.reason
+    check(answer, net, q)
+
+
+def test_a_narrow_first_layer_is_counted_by_its_rank() -> None:
+    net = random_mlp([6 * 5, 12, 18], seed=0, first_rank=4)
+    answer = refute(net, qsa(6, 1, 3))
+    assert answer.witness_found and answer.has == 4  # not its 12 units
+    check(answer, net, 1)
+
+
+def test_small_singular_values_that_a_net_uses_count() -> None:
+    """Two coordinates of z come 2^-40 as large, far below float32 rounding of the rest; the readout undoes it.
+
+    Every token gets the sum of all z, so each direction of z changes the output.
+    """
+    net = nn.Sequential(nn.Linear(4 * 3, 4, bias=False), nn.Identity(), nn.Linear(4, 4, bias=False))
+    scale = torch.tensor([1.0, 2.0**-40, 1.0, 2.0**-40])
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[0].weight[torch.arange(4), 3 * torch.arange(4)] = scale
+        net[2].weight.copy_((1 / scale).expand(4, 4))
+    answer = refute(net, qsa(4, 1, 1))
+    assert answer.verdict == "allowed" and answer.has == answer.needed == 4
+    with torch.no_grad():  # where the readout does not use them, the witness is true
+        net[2].weight.fill_(1)
+    answer = refute(net, qsa(4, 1, 1))
+    assert answer.verdict == "witness" and answer.has == 2
+    check(answer, net, 1)
+
+
 def test_a_path_around_the_first_layer_gives_no_false_witness() -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:
@@ -118,15 +169,23 @@ def test_a_path_around_the_first_layer_gives_no_false_witness() -> None:
             return self.out(torch.relu(self.narrow(x))) + z
 
     answer = refute(Residual(), qsa(6, 1, 2))
-    assert not answer.witness_found
-    assert "another path" in answer.reason
+    assert not answer.witness_found and not answer.impossible and answer.verdict == "does not apply"
+    assert "another path carries z" in answer.reason and "this bound does not apply" in answer.reason
+    assert "sees X through it alone" in str(answer.failing_hypothesis)
+    assert (answer.has, answer.needed) == (3, 12)
 
 
 def test_a_net_that_does_not_see_z_linearly_is_left_alone() -> None:
     net = nn.Sequential(nn.Tanh(), nn.Linear(6 * 4, 3), nn.Linear(3, 12))
     answer = refute(net, qsa(6, 1, 2))
-    assert not answer.witness_found and not answer.impossible
-    assert "does not see z linearly" in answer.reason
+    assert not answer.witness_found and not answer.impossible and answer.verdict == "does not apply"
+    assert "does not see z linearly" in answer.reason and answer.has is None and answer.needed is None
+
+
+def test_the_mean_of_all_tokens_is_outside_the_bound() -> None:
+    answer = refute(random_mlp([4 * 6, 2, 4]), qsa(4, 4, 1))
+    assert answer.verdict == "does not apply" and answer.failing_hypothesis == "q < N"
+    assert refute(random_mlp([3, 1, 1]), qsa(1, 1, 1)).verdict == "allowed"  # q = N = 1: rank d' is needed
 
 
 def test_a_layer_on_each_token_sees_every_z() -> None:
@@ -171,7 +230,8 @@ def test_nets_without_numbers_are_no_witness() -> None:
     net = random_mlp([24, 5, 12])
     with torch.no_grad():
         net[2].bias.fill_(float("nan"))  # type: ignore[union-attr, operator]
-    assert not refute(net, qsa(6, 1, 2)).witness_found
+    answer = refute(net, qsa(6, 1, 2))
+    assert not answer.witness_found and not answer.impossible and answer.verdict == "undecided"
 
 
 def test_the_default_encoding_is_the_task_s_own() -> None:

@@ -139,10 +139,30 @@ class Hash(nn.Module):
         return torch.stack(outputs, 1)
 
 
-def test_beyond_the_search_the_counting_stands_and_no_witness_is_made_up() -> None:
+def test_beyond_the_search_no_witness_is_made_up_and_nothing_is_claimed_of_a_net_of_unknown_type() -> None:
     answer = refute(Hash(), tasks.get("qsa", tokens=61, sparsity=1, dim=1), limit=2**10)
-    assert not answer.witness_found and answer.impossible
-    assert "rules the model out by counting: 48 < 60" in answer.reason
+    assert not answer.witness_found and not answer.impossible and answer.verdict == "undecided"
+    assert "48 < 60" in answer.reason and "cannot be checked from outside" in answer.reason
+
+
+def test_beyond_the_search_the_counting_stands_for_nets_that_answer_from_their_state() -> None:
+    task = tasks.get("qsa", tokens=24, sparsity=1, dim=1)
+    net = random_rnn(24, 1, 1, 2, 11, "gru", seed=4)  # 22 bits of state for 23 signs; this one forgets little
+    answer = refute(net, task, limit=1)
+    assert not answer.witness_found and answer.impossible and answer.verdict == "counting"
+    assert "rules the model out by counting: 22 < 23" in answer.reason
+    hook = net.readout.register_forward_hook(lambda module, inputs, output: output)
+    assert refute(net, task, limit=1).verdict == "undecided"  # a hook may do anything
+    hook.remove()
+    assert refute(net, task, limit=1).verdict == "counting" and refute(net, task).verdict == "witness"
+
+
+def test_a_state_of_more_values_than_declared_is_outside_the_bound() -> None:
+    net = Register(12)
+    net.__class__ = type("Liar", (Register,), {"state_bits": 3})
+    answer = refute(net, tasks.get("qsa", tokens=13, sparsity=1, dim=1))
+    assert not answer.impossible and answer.verdict == "does not apply"
+    assert "more than 2^3" in answer.reason
 
 
 def test_a_net_that_peeks_around_its_state_gives_no_false_witness() -> None:
@@ -151,7 +171,8 @@ def test_a_net_that_peeks_around_its_state_gives_no_false_witness() -> None:
             return x[:, :, :1].cumsum(1) + super().forward(x)
 
     answer = refute(Peek(2), tasks.get("qsa", tokens=8, sparsity=1, dim=1))
-    assert not answer.witness_found
+    assert not answer.witness_found and not answer.impossible and answer.verdict == "does not apply"
+    assert "answers for the last one from its state" in str(answer.failing_hypothesis)
 
 
 def test_quantised_states_take_few_values() -> None:

@@ -22,7 +22,7 @@ SECTION_3 = {  # THEORY.md section 3: id, constant explicit?
     "composition-one-layer": True,
     "low-rank-attention": True,
 }
-HERE = {"qsa-radon", "qsa-mlp-any-q", "qsa-rnn-any-q", "match3-protocol"}
+HERE = {"qsa-radon", "qsa-mlp-any-q", "qsa-rnn-any-q", "match3-protocol", "qsa-bits-all", "qsa-rnn-any-dim"}
 EVERYTHING = Sizes(tokens=65, sparsity=1, dim=4, modulus=101, precision_bits=8, heads=2, domain=16, epsilon=0.01)
 
 
@@ -98,7 +98,13 @@ def test_a_missing_size_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("id", "limit"),
-    [("qsa-bits", 1 / 4), ("qsa-regions", 1 / 8), ("qsa-radon", 1 / 8), ("qsa-mlp-any-q", 1 / 8)],
+    [
+        ("qsa-bits", 1 / 4),
+        ("qsa-regions", 1 / 8),
+        ("qsa-radon", 1 / 8),
+        ("qsa-mlp-any-q", 1 / 8),
+        ("qsa-bits-all", 1 / 8),
+    ],
 )
 def test_hypotheses_are_checked_against_epsilon(id: str, limit: float) -> None:
     bound = bounds.get(id)
@@ -107,6 +113,25 @@ def test_hypotheses_are_checked_against_epsilon(id: str, limit: float) -> None:
     assert below.value is not None
     assert below.value == bound.evaluate(tokens=16, sparsity=4, precision_bits=8).value
     assert at.value is None and "epsilon <" in str(at.why_not)
+
+
+def test_the_limit_of_vectors_of_signs_falls_with_their_dimension() -> None:
+    bound = bounds.get("qsa-rnn-any-dim")
+    limit = 1 / (3 * 2)  # q = 3, sqrt d' = 2
+    assert bound.evaluate(tokens=10, sparsity=3, dim=4, epsilon=0.999 * limit).value == 7 * 4
+    at = bound.evaluate(tokens=10, sparsity=3, dim=4, epsilon=limit)
+    assert at.value is None and "1/(q sqrt d') = 0.166667" in str(at.why_not)
+    assert (
+        bound.evaluate(tokens=10, sparsity=3).value == bounds.get("qsa-rnn-any-q").evaluate(tokens=10, sparsity=3).value
+    )
+    assert "q < N" in str(bound.evaluate(tokens=3, sparsity=3, dim=4).why_not)
+
+
+def test_sizes_that_no_proof_covers_are_refused() -> None:
+    assert bounds.get("qsa-rnn-q1").evaluate(tokens=10**18, sparsity=1).value == 10**18 - 1
+    for name in ("tokens", "dim", "modulus", "precision_bits", "heads", "domain"):
+        with pytest.raises(HeadcountError, match="of at most 1000000000000000000"):
+            Sizes(**{name: 10**18 + 1})
 
 
 def test_the_bounds_for_one_element_say_so() -> None:

@@ -76,19 +76,40 @@ def test_match3(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["match3-heads"]["value"] is None and rows["match3-depth"]["status"] == "conjectured"
     # n = 2048 and two heads: 1024 <= 2 * 8 + 19 + m * 27, for 2048 * 255 has 19 bits and, with the sign,
     # 2048 * 255 * 128 has 27.
-    assert rows["match3-protocol"]["value"] == 37
+    assert rows["match3-protocol"]["value"] == got["impossible_below_value_width"] == 37
+    assert rows["match3-protocol"]["unit"] == "value width of a head (d_v)"
+    assert got["impossible_below_embedding_dim"] is None and got["impossible_below_under_hypotheses"] is None
     assert got["built_embedding_dim"] is None  # 8 bits do not show one token among 4097
     got = answer(capsys, "bound", "match3", "--tokens", "100", "--modulus", "500", "--precision-bits", "8")
-    assert got["built_embedding_dim"] == 500
+    assert got["built_embedding_dim"] == got["built_value_width"] == 500
+
+
+def test_match3_bounds_the_value_width_and_not_the_embedding_dimension(capsys: pytest.CaptureFixture[str]) -> None:
+    """m = 2 solves it at N = 1025 and 14 bits (tests/bounds/test_solvable_models.py runs that layer)."""
+    sizes = ("bound", "match3", "--tokens", "1025", "--precision-bits", "14")
+    got = answer(capsys, *sizes)
+    assert got["impossible_below_embedding_dim"] is None and got["impossible_below_under_hypotheses"] is None
+    assert got["impossible_below_value_width"] == 13 and got["built_value_width"] == 1026
+    assert got["built_embedding_dim"] == 2
+    rows = {row["id"]: row for row in got["built"]}
+    assert (rows["thresholds"]["embedding_dim"], rows["thresholds"]["value_width"]) == (2, 1027)
+    _, out, _ = run(capsys, *sizes)
+    text = " ".join(out.split())
+    assert "impossible below value width 13 of a head, for any embedding dimension, under" in text
+    assert "impossible below embedding dimension" not in text
+    assert "built at embedding dimension 2, value width 1027: thresholds, 13 bits" in text
+    got = answer(capsys, "bound", "qsa", "--tokens", "64", "--sparsity", "4")
+    assert got["impossible_below_value_width"] is None and got["built_value_width"] is None
 
 
 def test_the_other_tables(capsys: pytest.CaptureFixture[str]) -> None:
     got = answer(capsys, "bound", "list")
-    assert len(got["bounds"]) == 16 and {row["constant"] for row in got["bounds"]} == {"explicit", "unknown"}
+    assert len(got["bounds"]) == 18 and {row["constant"] for row in got["bounds"]} == {"explicit", "unknown"}
     assert answer(capsys, "bound", "head", "--tokens", "9")["bounds"][0]["value"] == 8
     assert answer(capsys, "bound", "induction", "--tokens", "9")["bounds"][0]["value"] is None
     got = answer(capsys, "bound", "composition", "--domain", "4", "--precision-bits", "2")
-    assert got["bounds"][0]["value"] == 3  # 8 bits, (m + 1) * 2 of them
+    assert got["bounds"][0]["value"] == got["impossible_below_value_width"] == 3  # 8 bits, (d_v + 1) * 2 of them
+    assert got["bounds"][0]["unit"] == "value width of a head (d_v)"
     assert "Radon" in answer(capsys, "bound", "show", "qsa-radon")["argument"]
     for arguments in (("list",), ("show", "qsa-bits"), ("head", "--tokens", "9")):
         code, out, err = run(capsys, "bound", *arguments)
@@ -107,6 +128,17 @@ def test_protocol(capsys: pytest.CaptureFixture[str], task: str, layer: str) -> 
         assert got["right"] == 6 and got["enough_bits"]
     code, out, _ = run(capsys, "bound", "protocol", task, "--layer", layer, *sizes)
     assert code == 0 and "6 of 6" in out
+
+
+def test_the_protocol_counts_the_value_width(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("bound", "protocol", "match3", "--tokens", "33", "--count", "2", "--precision-bits", "4")
+    bits = {}
+    for m, values in ((4, 4), (9, 4), (4, 9)):
+        got = answer(capsys, *sizes, "--width", str(m), "--value-width", str(values))
+        assert (got["embedding_dim"], got["value_width"]) == (m, values)
+        bits[m, values] = got["bits"]
+    # 16 tokens, p = 4: sums of weighted values have 16 * 15 * 8 = 1920 < 2^11 in size, and a sign: 12 bits each.
+    assert bits[4, 4] == bits[9, 4] == bits[4, 9] - 5 * 12
 
 
 def test_a_protocol_that_differs_exits_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +178,8 @@ def test_a_protocol_that_differs_exits_1(capsys: pytest.CaptureFixture[str], mon
         "protocol match3 --tokens 2",
         "protocol match3 --precision-bits 40",
         "protocol match3 --width 0",
+        "protocol match3 --value-width 0",
+        "protocol qsa --value-width 3",
         "protocol qsa --sparsity 40",
         "protocol qsa --count 0",
         "protocol qsa --layer solving --precision-bits 2",

@@ -34,6 +34,8 @@ SMALL = {
     "gru": "rnn --tokens 10 --dim 2 --width 2 --precision-bits 3 --cell gru --sparsity 2",
     "attention": "attention --tokens 12 --sparsity 4 --dim 2 --width 2 --precision-bits 4 --heads 2",
     "match3": "attention --task match3 --tokens 257 --width 2 --precision-bits 4",
+    "match3 of small value width": "attention --task match3 --tokens 257 --width 9 --value-width 2 --precision-bits 4",
+    "wide mlp of low rank": "mlp --tokens 8 --dim 2 --width 90 --rank 15",
 }
 LARGE = {
     "mlp": "mlp --tokens 8 --dim 2 --width 16",
@@ -51,6 +53,7 @@ def test_small_models_are_refuted_saved_and_replayed(
     for seed in ("0", "7"):
         got = answer(capsys, *SMALL[name].split(), "--seed", seed, "--out", out, "--overwrite")
         assert got["witness_found"] is True and got["has"] < got["needed"]
+        assert got["verdict"] == "witness" and got["impossible"] is True and got["failing_hypothesis"] is None
         assert got["output_distance"] < 0.01 * got["target_distance"]
         again = answer(capsys, "--replay", got["saved"])
         assert again["witness_found"] is True
@@ -69,6 +72,7 @@ def test_large_models_are_not(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert got["witness_found"] is False and got["saved"] is None
     assert got["output_distance"] is None and got["target_distance"] is None
     assert got["reason"].startswith("no witness from this bound")
+    assert got["verdict"] == "allowed" and got["impossible"] is False
     assert not (tmp_path / "run").exists()
 
 
@@ -105,6 +109,11 @@ def test_a_witness_that_no_longer_holds_exits_1(capsys: pytest.CaptureFixture[st
         "mlp --width 3 --activation Abs",
         "mlp --width 3 --sparsity 65",
         "mlp --width 3 --dim 0",
+        "mlp --width 3 --rank 0",
+        "mlp --width 3 --rank 4",
+        "rnn --width 3 --rank 2",
+        "mlp --width 3 --value-width 2",
+        "attention --width 2 --task match3 --value-width 0",
         "mlp --weights missing.safetensors",
         "rnn --width 3 --task match3",
         "rnn --width 3 --cell lstm",

@@ -55,7 +55,7 @@ def test_solve_reads_integers_in_four_forms(
         with file.open("wb") as out:
             np.save(out, np.array([1, 2, 4, 98]))
     else:
-        file.write_text("[1, 2, 4, 98]" if form == "json" else "1 2\n4,98\n")
+        file.write_text("[1, 2, 4, 98]" if form == "json" else "\n1 2 4,98\n")
     if form == "stdin":
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
     source = "-" if form == "stdin" else str(file)
@@ -71,6 +71,52 @@ def test_several_sequences_and_vectors(capsys: pytest.CaptureFixture[str], tmp_p
     file.write_text('{"z": [[0.5], [-0.5], [0.25]], "y": [[0, 1], [1, 2], [0, 2]]}')
     got = answer(capsys, "task", "solve", "qsa", "--input", str(file))
     assert got["targets"] == [[0.0], [-0.125], [0.375]]
+
+
+@pytest.mark.parametrize(
+    "content", ["1 4\n2,2\n", "[1, 4]\n[2, 2]\n", "\n[1, 4]\n\n[2, 2]", '{"x": [1, 4]}\n{"x": [2, 2]}\n']
+)
+def test_each_line_is_a_sequence(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str) -> None:
+    """1 + 4 = 0 mod 5; no pair of 2, 2 is. As one sequence 1, 4, 2, 2 would answer the same: 3 at the end tells."""
+    file = tmp_path / "x.jsonl"
+    file.write_text(content)
+    got = answer(capsys, "task", "solve", "match2", "--modulus", "5", "--input", str(file))
+    assert got["labels"] == [[1, 1], [0, 0]] and got["sizes"]["tokens"] == 2
+    file.write_text("2 2\n3 1\n")  # read as one sequence, 2 + 3 = 0 mod 5 would match
+    got = answer(capsys, "task", "solve", "match2", "--modulus", "5", "--input", str(file))
+    assert got["labels"] == [[0, 0], [0, 0]]
+
+
+def test_each_line_may_hold_vectors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    rows = [{"z": [[0.5], [-0.5]], "y": [[0], [0]]}, {"z": [[0.25], [1]], "y": [[1], [0]]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    got = answer(capsys, "task", "solve", "qsa", "--input", str(file))
+    assert got["targets"] == [[[0.5], [0.5]], [[1.0], [0.25]]]
+
+
+def test_the_nonlinear_task_can_be_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "b.json"
+    sizes = ("--tokens", "5", "--dim", "3", "--order", "2", "--save", str(file))
+    linear = answer(capsys, "task", "sample", "ngram", *sizes)
+    bent = answer(capsys, "task", "sample", "ngram", "--nonlinear", *sizes)
+    assert bent["inputs"] == linear["inputs"]
+    want = np.tanh(2 * np.sqrt(3) * np.array(linear["targets"])) / np.sqrt(3)
+    np.testing.assert_allclose(bent["targets"], want, rtol=1e-12)  # rounding of tanh alone
+    assert answer(capsys, "task", "solve", "ngram", "--input", str(file))["targets"] == bent["targets"]
+
+
+@pytest.mark.parametrize("group", ["task", "construct", "bound"])
+def test_names_are_not_cut_at_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, group: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = answer(capsys, group, "list")
+    (rows,) = listed.values()
+    code, out, _ = run(capsys, group, "list")
+    assert code == 0 and max(map(len, out.splitlines())) <= 80
+    words = {line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")}
+    assert {row.get("id") or row["name"] for row in rows} <= words
 
 
 def test_people_see_the_first_sequence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -113,6 +159,14 @@ def test_bad_usage_is_one_line_and_exit_2(
         ("match3", '[1, "2"]', "no numbers"),
         ("match3", "[1, 2", "no valid JSON"),
         ("match3", "{}", "holds no inputs"),
+        ("match3", "1 2\n3", "line 2 of "),
+        ("match3", "1 2\n3", "has 1 numbers, line 1 has 2"),
+        ("match3", "[1, 2]\n\n[3]", "line 3 of "),
+        ("match3", "[1, 2]\n[3", "no valid JSON"),
+        ("match3", "[1, 2]\n[]", "line 2 of "),
+        ("match3", "[1, 2]\n3", "holds no single sequence"),
+        ("match3", '{"inputs": {"x": [[1]]}}\n{"inputs": {"x": [[1]]}}', "holds no single sequence"),
+        ("qsa", '{"z": [[0.5]], "y": [[0]]}\n{"z": [[0.5]]}', "line 2 of "),
         ("match3", "[1.5, 2]", "float64"),
         ("qsa", '{"z": [[0.5], [0.5]], "y": [[0, 0], [0, 1]]}', "a repeated element"),
         ("qsa", '{"z": [[0.5], [0.5]], "y": [[0, 2], [0, 1]]}', "outside [0, 2)"),

@@ -106,7 +106,7 @@ def test_same_seed_same_bytes(name: str, kind: str) -> None:
 def test_class_scores_skip_unasked_tokens() -> None:
     task = tasks.get("induction", tokens=4, symbols=3)
     batch = task.batch(x=[0, 1, 0, 1])
-    assert batch.targets.tolist() == [[-1, -1, 1, 0]]
+    assert batch.targets.tolist() == [[-100, -100, 1, 0]]
     assert task.score(np.array([[9, 9, 1, 1]]), batch).wrong == 1
     logits = np.zeros((1, 4, 3))
     logits[0, 2, 1] = logits[0, 3, 0] = 1

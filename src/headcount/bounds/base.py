@@ -2,7 +2,7 @@
 
 Letters, as in THEORY: N = ``tokens``, q = ``sparsity``, d' = ``dim``, M = ``modulus``, p =
 ``precision_bits``, H = ``heads``, m = the embedding dimension (the width of the vectors that attention
-reads), n = ``domain``.
+reads), d_v = the value width of a head (how many numbers it sums), n = ``domain``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from headcount.errors import HeadcountError
 
 PROVED_HERE = "proved here"
 CONJECTURED = "conjectured"
+
+SIZE_LIMIT = 10**18
+"""Sizes above this are refused: ``counting`` proves its roundings up to here."""
 
 SIZE_LETTERS = {
     "tokens": "N",
@@ -55,6 +58,8 @@ class Sizes:
             least = 2 if name == "modulus" else 1
             if value is not None and value < least:
                 raise HeadcountError(f"{name} is {value}", fix=f"choose {name} of at least {least}")
+            if value is not None and value > SIZE_LIMIT:
+                raise HeadcountError(f"{name} is {value}", fix=f"choose {name} of at most {SIZE_LIMIT}")
         if self.tokens is not None and self.sparsity is not None and self.sparsity > self.tokens:
             raise HeadcountError(
                 f"sparsity {self.sparsity} is larger than tokens {self.tokens}",

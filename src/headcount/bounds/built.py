@@ -9,7 +9,8 @@ numbers brackets the same thing, p-bit embeddings with exact arithmetic after th
 arithmetic, too, is another question; ``headcount construct`` answers it by simulation.)
 
 m counts, as for the bounds, the wider of two vectors: the one that keys and values are read from and the
-one that queries are read from.
+one that queries are read from. The value width d_v of a head is another size; it is given where a bound is
+on it (Match3).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from typing import Any
 from headcount.bounds.base import Sizes
 from headcount.errors import HeadcountError
 
+DIGITS_LIMIT = 100_000
+"""Largest sparsity whose digits are counted number by number (half a second)."""
+
 
 @dataclass(frozen=True)
 class Built:
@@ -35,6 +39,8 @@ class Built:
     arithmetic: str
     """What else it takes to run it."""
     guarantee: str = "all inputs"
+    value_width: int | None = None
+    """d_v: numbers that a head sums, where a bound of the task is on them."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of the JSON answer."""
@@ -49,7 +55,7 @@ class LimbPolytope:
     C(2q, k) h^(2q-k). A number of b bits takes ceil(b / (p-1)) digits in (-2^(p-1), 2^(p-1)), each with its
     sign. Values are rounded to F bits after the point with sqrt(d') 2^-(F+1) <= epsilon/2, and the scale
     alpha of the logits leaves the mass (N-q)/q e^-alpha <= epsilon/4 off the subset, which costs at most
-    twice that.
+    twice that. Where (N-q)/q is no more than epsilon/4, uniform attention (alpha = 0) will do.
     """
 
     tokens: int
@@ -70,34 +76,53 @@ class LimbPolytope:
     @property
     def fraction(self) -> int:
         """F: bits of a value after the point."""
-        return max(0, math.ceil(math.log2(math.sqrt(self.dim) / self.epsilon)))
+        return max(0, math.ceil(math.log2(self.dim) / 2 - math.log2(self.epsilon)))
 
     @property
     def alpha(self) -> float:
-        """The scale of the logits."""
+        """The scale of the logits; never negative, as in ``headcount.constructions.qsa.depth_for``."""
         rest = self.tokens - self.sparsity
-        return math.log(4 * rest / (self.sparsity * self.epsilon)) if rest else 1.0
+        return max(0.0, math.log(4 * rest / self.sparsity) - math.log(self.epsilon)) if rest else 0.0
 
     def limbs(self, bits: int) -> int:
         """Digits of a number of so many bits."""
         return -(-bits // (self.precision_bits - 1))
 
+    @property
+    def half(self) -> int:
+        """h: the largest |t|, and at least 1."""
+        return max(1, self.tokens - 1 - self.middle)
+
+    def _bits_of_key(self, k: int) -> int:
+        """Bits of t^k."""
+        return _bits_below(k * math.log2(self.half))
+
+    def _bits_of_query(self, k: int) -> int:
+        """Bits of the coefficient of t^k."""
+        degree = 2 * self.sparsity
+        return _bits_below(_log2_binomial(degree, k) + (degree - k) * math.log2(self.half))
+
     @cached_property
     def _key_bits(self) -> list[int]:
         """Bits of t, t^2, ..., t^(2q)."""
-        half = max(1, self.tokens - 1 - self.middle)
-        return [_bits_below(k * math.log2(half)) for k in range(1, 2 * self.sparsity + 1)]
+        return [self._bits_of_key(k) for k in range(1, 2 * self.sparsity + 1)]
 
     @cached_property
     def _query_bits(self) -> list[int]:
         """Bits of the coefficients of t, ..., t^(2q)."""
-        half, degree = max(1, self.tokens - 1 - self.middle), 2 * self.sparsity
-        return [_bits_below(_log2_binomial(degree, k) + (degree - k) * math.log2(half)) for k in range(1, degree + 1)]
+        return [self._bits_of_query(k) for k in range(1, 2 * self.sparsity + 1)]
 
     @property
     def undivided_bits(self) -> int:
-        """Bits, with the sign, of the longest number: with so many a digit is a whole number."""
-        return 1 + max(*self._key_bits, *self._query_bits, self.fraction + 1)
+        """Bits, with the sign, of the longest number: with so many a digit is a whole number.
+
+        The longest power is t^(2q). C(2q, k) h^(2q-k) grows with k while (2q - k) / ((k + 1) h) >= 1, and then
+        falls: the longest coefficient is at k ~ 2q / (h + 1).
+        """
+        degree = 2 * self.sparsity
+        top = degree // (self.half + 1)
+        near = {min(max(k, 1), degree) for k in range(top - 2, top + 3)}
+        return 1 + max(self._bits_of_key(degree), self.fraction + 1, *map(self._bits_of_query, near))
 
     @property
     def embedding_dim(self) -> int:
@@ -146,8 +171,8 @@ class LimbPolytope:
         """The output at a token with this subset, (d',)."""
         logits = self.logits(subset)
         top = max(logits)
-        # exp of anything below -750 is 0 in float64: clip, for the exact gaps have hundreds of bits.
-        weights = [math.exp(self.alpha * max(logit - top, -750)) for logit in logits]
+        # The exact gaps have hundreds of bits, more than a float64 takes; exp of anything below -750 is 0.
+        weights = [math.exp(max(self.alpha * max(logit - top, -(2**1000)), -750)) for logit in logits]
         step = 2.0**-self.fraction
         values = [[step * self._join(self._value(entry)) for entry in row] for row in z]
         total = sum(weights)
@@ -172,6 +197,7 @@ def built_qsa(sizes: Sizes) -> list[Built]:
 
     One-hot keys need no more than 2 bits for keys and queries: key j is the j-th unit vector, the query the
     indicator of the subset, the logit 1 on it and 0 off it. Their values take digits as the polytope's do.
+    Digits of the polytope are left out beyond q = ``DIGITS_LIMIT``.
     """
     n, q, dim = sizes.need("tokens"), sizes.need("sparsity"), sizes.need("dim")
     epsilon, p = sizes.epsilon or 1 / (4 * q), sizes.precision_bits
@@ -180,24 +206,37 @@ def built_qsa(sizes: Sizes) -> list[Built]:
     rows = [Built("qsa-polytope", dim + 2 * q, whole.undivided_bits, exact)]
     if p is not None and p >= 2:
         digits = LimbPolytope(n, q, dim, p, epsilon)
-        if p < whole.undivided_bits:
+        if p < whole.undivided_bits and q <= DIGITS_LIMIT:
             rows.append(Built("qsa-polytope in digits", digits.embedding_dim, p, exact))
         rows.append(Built("one-hot keys", n + dim * digits.limbs(digits.fraction + 1), p, exact))
     return rows
 
 
 def built_match3(sizes: Sizes) -> list[Built]:
-    """What solves Match3 with one layer of ordinary attention (``layers.histogram_layer``)."""
-    n = sizes.need("tokens")
+    """What solves Match3 with one layer of ordinary attention (``histogram_layer``, ``threshold_layer``)."""
+    n, modulus = sizes.need("tokens"), sizes.need("modulus")
     bits = 1 + (-(-n // 2)).bit_length()  # 2^(p-1) - 1 >= N/2
-    return [Built("histogram", sizes.need("modulus"), bits, "the arithmetic of headcount.bounds.pbit")]
+    arithmetic = "the arithmetic of headcount.bounds.pbit"
+    return [
+        Built("histogram", modulus, bits, arithmetic, value_width=modulus),
+        Built("thresholds", 2, 1 + (max(2 * n, modulus) + 1).bit_length(), arithmetic, value_width=modulus + 1),
+    ]
 
 
 def smallest_built(rows: Sequence[Built], precision_bits: int | None) -> int | None:
     """The smallest embedding dimension that solves every input and that p bits are enough for, if any."""
-    fitting = [
-        row.embedding_dim
+    return min((row.embedding_dim for row in _usable(rows, precision_bits)), default=None)
+
+
+def smallest_value_width(rows: Sequence[Built], precision_bits: int | None) -> int | None:
+    """The smallest value width that solves every input and that p bits are enough for, if any is given."""
+    widths = (row.value_width for row in _usable(rows, precision_bits))
+    return min((width for width in widths if width is not None), default=None)
+
+
+def _usable(rows: Sequence[Built], precision_bits: int | None) -> list[Built]:
+    return [
+        row
         for row in rows
         if row.guarantee == "all inputs" and (precision_bits is None or row.needs_bits <= precision_bits)
     ]
-    return min(fitting, default=None)

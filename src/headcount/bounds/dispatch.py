@@ -15,8 +15,8 @@ from headcount.tasks.qsa import QSA
 def refute(model: Any, task: Task, *, seed: int = 0, **options: Any) -> Refutation:
     """Look for a witness that ``model`` is too small for ``task``.
 
-    - any torch net with linear layers, on qSA: a kernel direction of its first layer (``encode``: how z and y
-      become the net's input, if it is not vec(X));
+    - any torch net with linear layers, on qSA: a kernel direction of its first layer, whose rank counts and not
+      its width (``encode``: how z and y become the net's input, if it is not vec(X));
     - a recurrent net with a quantised state (``RecurrentNet``, e.g. ``QuantisedRNN``), on qSA: a state
       collision (``limit``: states kept by the search);
     - an attention unit on p-bit embeddings (``EmbeddedUnit``, e.g. ``PBitAttention``), on qSA: two query sets
@@ -24,7 +24,9 @@ def refute(model: Any, task: Task, *, seed: int = 0, **options: Any) -> Refutati
       candidates tried).
 
     A model that is large enough gets "no witness from this bound"; a witness is only ever returned after the
-    model was run on it.
+    model was run on it. A model that does not meet a hypothesis of the bound (a residual connection carries
+    tokens around the layer that is counted) gets "this bound does not apply" with that hypothesis. It is
+    ``impossible`` only with a witness, or where its type guarantees the hypotheses (``witness.Verdict``).
 
     >>> import torch
     >>> from headcount import refute, tasks

@@ -37,6 +37,7 @@ class ProtocolResult:
     set_size: int
     heads: int
     embedding_dim: int
+    value_width: int
     precision_bits: int
     first_bits: int
     second_bits: int
@@ -73,7 +74,7 @@ class ProtocolResult:
         """The answer for people."""
         lines = [
             f"{self.layer} layer for {self.task}: N = {self.tokens}, H = {self.heads}, m = "
-            f"{self.embedding_dim}, p = {self.precision_bits}",
+            f"{self.embedding_dim}, d_v = {self.value_width}, p = {self.precision_bits}",
             f"output equal to the layer's own, bit for bit: {self.equal} of {self.instances} instances",
             f"transmitted bits: {self.bits:,} ({self.first_bits:,} from the first party, "
             f"{self.second_bits:,} from the second); set disjointness on {self.set_size:,} elements needs "
@@ -82,7 +83,8 @@ class ProtocolResult:
         if self.right is not None:
             lines.append(f"right about whether the sets meet: {self.right} of {self.instances}")
         if self.bits < self.disjointness_bits:
-            lines.append("fewer bits than disjointness needs: no layer of this size solves the task")
+            sizes = "H, d_v and p" if self.task == "match3" else "m and p"
+            lines.append(f"fewer bits than disjointness needs: no layer with these {sizes} solves the task")
         return lines
 
 
@@ -100,11 +102,16 @@ def run_protocol(
     count: int = 20,
     seed: int = 0,
     progress: Progress = silent,
+    value_width: int | None = None,
 ) -> ProtocolResult:
-    """Simulate a layer on ``count`` hard pairs of sets and hold every output against the layer's own.
+    """Simulate a layer on ``count`` hard pairs of sets and compare every output with the layer's own.
 
-    ``solving`` ignores ``width`` and ``heads``: its layer has the width that it needs.
+    ``width`` is the embedding width of a random layer, ``value_width`` the value width of its heads (Match3
+    only; the same as ``width`` unless given). ``solving`` ignores them and ``heads``: its layer has the
+    widths that it needs.
     """
+    if value_width is not None and task != "match3":
+        raise HeadcountError(f"the value width on {task} is d'", fix="leave value_width out, or set dim")
     if count < 1:
         raise HeadcountError(f"count is {count}", fix="ask for at least 1 instance")
     if tokens < 3:
@@ -118,7 +125,7 @@ def run_protocol(
         model = (
             histogram_layer(tokens, residues, precision_bits)
             if layer == "solving"
-            else random_match3_layer(tokens, residues, width, precision_bits, heads, seed)
+            else random_match3_layer(tokens, residues, width, precision_bits, heads, seed, value_width)
         )
         run = run_match3
 
@@ -159,6 +166,7 @@ def run_protocol(
         set_size=size,
         heads=model.heads,
         embedding_dim=model.embedding_dim,
+        value_width=model.value_dim,
         precision_bits=precision_bits,
         first_bits=first_bits,
         second_bits=second_bits,

@@ -45,16 +45,24 @@ def _check_sizes(**sizes: int) -> None:
 
 
 def random_match3_layer(
-    tokens: int, modulus: int, width: int, precision_bits: int, heads: int = 1, seed: int = 0
+    tokens: int,
+    modulus: int,
+    width: int,
+    precision_bits: int,
+    heads: int = 1,
+    seed: int = 0,
+    value_width: int | None = None,
 ) -> PBitAttention:
-    """A layer with uniform codes everywhere: embedding width and value width ``width``."""
+    """A layer with uniform codes everywhere: embedding width ``width``, value width ``value_width`` (or the same)."""
+    out = width if value_width is None else value_width
     _check_sizes(tokens=tokens, modulus=modulus, width=width, precision_bits=precision_bits, heads=heads)
+    _check_sizes(value_width=out)
     rng = numpy_generator(seed, "bounds", "random match3 layer")
     half = max(1, precision_bits - 1)  # two summands, so that the sum rarely saturates
     embedding = SymbolEmbedding(
         random_codes(rng, (modulus, width), half), random_codes(rng, (tokens, width), half), precision_bits
     )
-    return _random_layer(rng, embedding, heads, width, width, precision_bits)
+    return _random_layer(rng, embedding, heads, width, out, precision_bits)
 
 
 def random_qsa_layer(
@@ -108,6 +116,48 @@ def match3_from_histogram(shares: Codes, symbol: int) -> bool:
     modulus = len(shares)
     present = np.flatnonzero(shares)
     return bool(np.isin((-symbol - present) % modulus, present).any())
+
+
+def threshold_layer(tokens: int, modulus: int, precision_bits: int) -> PBitAttention:
+    """A layer of embedding width 2 after which every token knows which residues occur: value width M + 1.
+
+    The embedding is (x, A) with A = 2^(p-1) - 1, the value map of entry j = -1, ..., M-1 is (A, -j): the
+    value 2 A (x - j), saturated, is -A - 1, 0 or A for x below, at or above j. With zero logits the output is
+    the mean over tokens. The means at j and j + 1 differ by ((A + 1) c_j + A c_(j+1)) / N, where c_j counts
+    the tokens at j; c_(-1) = 0, so all counts follow one by one (``match3_from_thresholds``). Each mean is
+    rounded to a code, so a count is off by at most N/A before it is rounded, and N < A/2 keeps it exact.
+
+    It shows that ``match3-protocol`` bounds the value width and not the embedding dimension.
+    """
+    _check_sizes(tokens=tokens, modulus=modulus, precision_bits=precision_bits)
+    most = 2 ** (precision_bits - 1) - 1
+    if most <= max(2 * tokens, modulus):
+        raise HeadcountError(
+            f"{precision_bits} bits do not count {tokens} tokens of {modulus} residues",
+            fix=f"give at least {threshold_bits(tokens, modulus)} bits",
+        )
+    table = np.stack([np.arange(modulus), np.full(modulus, most)], axis=1)
+    embedding = SymbolEmbedding(table, np.zeros((tokens, 2), dtype=np.int64), precision_bits)
+    nothing = np.zeros((1, 2, 1), dtype=np.int64)
+    values = np.stack([np.full(modulus + 1, most), -np.arange(-1, modulus)])[None]
+    return PBitAttention(embedding, nothing, nothing, values, precision_bits, value_shift=-1)
+
+
+def threshold_bits(tokens: int, modulus: int) -> int:
+    """The fewest bits p for ``threshold_layer``: 2^(p-1) - 1 > max(2N, M).
+
+    >>> threshold_bits(1025, 1026)
+    13
+    """
+    return 1 + (max(2 * tokens, modulus) + 1).bit_length()
+
+
+def match3_from_thresholds(means: Codes, symbol: int, tokens: int, precision_bits: int) -> bool:
+    """The Match3 label of a token that holds ``symbol``, from its output of ``threshold_layer`` (M + 1 codes)."""
+    most, counts = 2 ** (precision_bits - 1) - 1, [0]
+    for step in (means[:-1] - means[1:]).tolist():
+        counts.append(round((step * tokens - (most + 1) * counts[-1]) / most))
+    return match3_from_histogram(np.array(counts[1:]), symbol)
 
 
 def sign_key_layer(

@@ -20,7 +20,7 @@ def head_dim(sizes: Sizes) -> Quantity:
     the theorem is right as it stands ("some inputs, some matrix"), but n as a bound on d would be one too
     many for independent inputs; the number here is n - 1.
     """
-    return Quantity(max(1, sizes.need("tokens") - 1), "head dimension")
+    return Quantity(sizes.need("tokens") - 1, "head dimension")
 
 
 LOW_RANK = Bound(

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from headcount.bounds.base import CONJECTURED, PROVED_HERE, Bound, Quantity, Sizes
-from headcount.bounds.qsa_bits import EMBEDDING
-from headcount.bounds.widths import denominator_bits, numerator_bits
+from headcount.bounds.widths import VALUE_WIDTH, denominator_bits, numerator_bits
 
 _PAPER = "Sanford, Hsu, Telgarsky 2023, arXiv 2306.02896"
 
 
-def least_width(sizes: Sizes) -> Quantity:
-    """H (2p + D + m B) >= n, with n = (N-1)//2, for one layer in the arithmetic of ``headcount.bounds.pbit``.
+def least_value_width(sizes: Sizes) -> Quantity:
+    """H (2p + D + d_v B) >= n, with n = (N-1)//2, for one layer in the arithmetic of ``headcount.bounds.pbit``.
 
     Instance (``headcount.bounds.disjointness``): a public query token, n tokens that say which elements are
     in the first party's set, n for the second's; for M >= N + 1 the query token is positive exactly when
     the sets meet. Protocol (``headcount.bounds.protocol``): for each head the first party sends the largest
     logit of its tokens (p bits), learns the largest of all (p bits), and sends the sum of its softmax
-    weights (D bits) and of its weighted values (m numbers of B bits). These sums are exact integers, so
+    weights (D bits) and of its weighted values (d_v numbers of B bits). These sums are exact integers, so
     adding the two parties' halves gives the layer's own output at the query token, bit for bit. The second
     party then knows the label and tells it with one more bit. Both know it only after n + 1 bits: the 2^n
     pairs (a set, its complement) are a fooling set of positive answers to "disjoint", and there is a
@@ -24,12 +23,17 @@ def least_width(sizes: Sizes) -> Quantity:
 
     D = bits of n (2^p - 1); B = 1 + bits of n (2^p - 1) 2^(p-1): p-bit weights and values, n of them. The
     paper's bound is stronger by its log N (it sends sums of p log log N bits) but has an unknown constant.
+
+    The bound is on the value width d_v of a head. It is none on the embedding dimension m: values are rounded
+    and saturated after the value map, so d_v of them can hold more than m numbers, and
+    ``layers.threshold_layer`` solves Match3 with m = 2 and d_v = M + 1. (Were the values exact linear images
+    of the embedding, the sums of its m numbers could be sent instead, and m would obey the bound too.)
     """
     n = (sizes.need("tokens") - 1) // 2
     p, heads = sizes.need("precision_bits"), sizes.heads
     fixed = 2 * p + denominator_bits(n, p)
     per_head = -(-n // heads)
-    return Quantity(max(0, -(-(per_head - fixed) // numerator_bits(n, p))), EMBEDDING)
+    return Quantity(max(0, -(-(per_head - fixed) // numerator_bits(n, p))), VALUE_WIDTH)
 
 
 def _modulus_is_large(sizes: Sizes) -> str | None:
@@ -48,7 +52,13 @@ HEADS = Bound(
     status="proved in A (Theorem 7)",
     source=f"{_PAPER}, Theorem 7",
     statement="m p H <= c N / log log N implies that no single layer of H heads computes Match3",
-    hypotheses=("one layer of pairwise attention", "M >= N + 1", "N large", "p-bit arithmetic"),
+    hypotheses=(
+        "one layer of pairwise attention",
+        "M >= N + 1",
+        "N large",
+        "p-bit arithmetic",
+        "values linear in the m-dimensional embedding, not rounded after the value map",
+    ),
     shape="N / (p H log log N), up to an unknown constant",
     argument=(
         "Set disjointness on N/2 elements: the sums of each head over one party's tokens are sent with "
@@ -74,13 +84,13 @@ PROTOCOL = Bound(
     limits="value width of each head of one attention layer of p bits",
     status=PROVED_HERE,
     source="headcount, docs/bounds.md",
-    statement="H (2p + D + m B) >= (N-1)//2, D and B the bits of the softmax sums",
+    statement="H (2p + D + d_v B) >= (N-1)//2, d_v the value width, D and B the bits of the softmax sums",
     hypotheses=(
         "one layer of pairwise attention",
         "M >= N + 1",
         "logits, values and softmax weights of p bits, exact sums (headcount.bounds.pbit)",
     ),
     shape="N / (2 H (2p + log2 N))",
-    formula=least_width,
+    formula=least_value_width,
     obstacle=_modulus_is_large,
 )

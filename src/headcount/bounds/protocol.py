@@ -6,7 +6,8 @@ tokens. For each head:
     first -> second   the largest logit of its tokens              p bits
     second -> first   the largest logit of all tokens              p bits
     first -> second   the sum of its softmax weights               D bits      (``widths.denominator_bits``)
-                      the sums of its weighted values              d * B bits  (``widths.numerator_bits``)
+                      the sums of its weighted values              d * B bits  (``widths.numerator_bits``;
+                                                                               d the value width of a head)
 
 The second party adds its own sums and those of the query token, divides and rounds: the layer's own step 6.
 The maximum goes both ways because weights are rounded after it is subtracted.
@@ -76,7 +77,10 @@ class Run:
 
 
 def match3_bits(layer: PBitAttention, first_tokens: int) -> int:
-    """The cost of ``run_match3``, known in advance: H (2p + D + d B)."""
+    """The cost of ``run_match3``, known in advance: H (2p + D + d B), d the value width of a head.
+
+    The embedding width does not occur: embeddings are never sent.
+    """
     p = layer.precision_bits
     sums = denominator_bits(first_tokens, p) + layer.value_dim * numerator_bits(first_tokens, p)
     return layer.heads * (2 * p + sums)

@@ -35,6 +35,25 @@ def least_bits(sizes: Sizes) -> Quantity:
     return Quantity(-(-bits // sizes.precision_bits), EMBEDDING)
 
 
+def least_bits_all_subsets(sizes: Sizes) -> Quantity:
+    """m*p >= log2 C(N, q) for eps < 1/(2q).
+
+    As for ``qsa-bits``, with all q-subsets of [N], those with the query token i among them. Let y and y' be
+    two of them, z_i = 0 in both inputs, and for j other than i let z_j = e1 on y minus y', -e1 on y' minus y,
+    0 elsewhere. With r = |y minus y'| = |y' minus y| >= 1 the targets of token i are a/q * e1 and -b/q * e1,
+    where a and b count the elements other than i of y minus y' and y' minus y. i is in at most one of the
+    two, so a + b >= 2r - 1 >= 1: the targets are at distance 1/q or more, and one output cannot be within eps
+    < 1/(2q) of both. (Two sets that differ by i alone, {i} + S and {j} + S, are at distance 1/q exactly, so
+    this argument ends there.) Hence phi takes C(N, q) values at token i: 2^(m p) >= C(N, q).
+
+    The same holds whatever comes after the embedding; see ``qsa-bits``. For q = N the number is 0.
+    """
+    bits = binomial_bits(sizes.need("tokens"), sizes.need("sparsity"))
+    if sizes.precision_bits is None:
+        return Quantity(bits, EMBEDDING_BITS)
+    return Quantity(-(-bits // sizes.precision_bits), EMBEDDING)
+
+
 BITS = Bound(
     id="qsa-bits",
     task="qsa",
@@ -51,6 +70,22 @@ BITS = Bound(
     formula=least_bits,
     obstacle=epsilon_below("1/q", lambda q: 1 / q),
 )
+
+BITS_ALL = Bound(
+    id="qsa-bits-all",
+    task="qsa",
+    limits="embedding of any network that reads tokens through p-bit embeddings only",
+    status=PROVED_HERE,
+    source="headcount, docs/bounds.md",
+    statement="m p >= log2 C(N, q)",
+    hypotheses=(*BITS.hypotheses[:2], "eps < 1/(2q)"),
+    shape="log2 C(N, q) / p",
+    formula=least_bits_all_subsets,
+    obstacle=epsilon_below("1/(2q)", lambda q: 1 / (2 * q)),
+)
+
+ANY_NETWORK = (BITS.id, BITS_ALL.id)
+"""The bounds on the embedding dimension that ask nothing of the network but p-bit embeddings."""
 
 BITS_PAPER = Bound(
     id="qsa-bits-paper",

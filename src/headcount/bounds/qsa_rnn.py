@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from headcount.bounds.base import PROVED_HERE, Bound, Quantity, Sizes, epsilon_below, first_obstacle
 from headcount.bounds.qsa_mlp import _sparsity_at_most_half, _sparsity_below_tokens, _sparsity_is_one
 
@@ -27,6 +29,27 @@ def state_bits_any_sparsity(sizes: Sizes) -> Quantity:
     and -e1/q are at distance 2/q, too far for eps < 1/q. For q <= (N+1)/2 it is at least [A]'s (N-1)/2.
     """
     return Quantity(sizes.need("tokens") - sizes.need("sparsity"), STATE_BITS)
+
+
+def state_bits_any_dim(sizes: Sizes) -> Quantity:
+    """State >= (N-q) d' bits, for every q < N and eps < 1/(q sqrt d'), the query read last.
+
+    As for ``qsa-rnn-any-q``, with every coordinate of a vector used: fix q-1 of the first N-1 tokens, S, with
+    z = 0, and let each of the other N-q be one of the 2^d' vectors with entries +-1/sqrt d', which have norm
+    1. Two histories that leave the same state differ at some token j in some coordinate; the last token asks
+    for S + {j}. The targets z_j/q and z'_j/q differ by at least 2/(q sqrt d') in that coordinate, too far for
+    eps < 1/(q sqrt d'). So the state takes 2^((N-q) d') values. For d' = 1 it is ``qsa-rnn-any-q``.
+    """
+    bits = (sizes.need("tokens") - sizes.need("sparsity")) * (sizes.dim or 1)
+    return Quantity(bits, STATE_BITS)
+
+
+def _epsilon_tells_signs(sizes: Sizes) -> str | None:
+    q, dim = sizes.need("sparsity"), sizes.dim or 1
+    limit = 1 / (q * math.sqrt(dim))
+    if sizes.epsilon is None or sizes.epsilon < limit:
+        return None
+    return f"it needs epsilon < 1/(q sqrt d') = {limit:g}, not {sizes.epsilon:g}"
 
 
 def state_bits_paper(sizes: Sizes) -> Quantity:
@@ -74,4 +97,17 @@ ANY_SPARSITY = Bound(
     shape="N - q",
     formula=state_bits_any_sparsity,
     obstacle=first_obstacle(_sparsity_below_tokens, epsilon_below("1/q", lambda q: 1 / q)),
+)
+
+ANY_DIM = Bound(
+    id="qsa-rnn-any-dim",
+    task="qsa",
+    limits="state of a recurrent net",
+    status=PROVED_HERE,
+    source="headcount, docs/bounds.md",
+    statement="state >= (N-q) d' bits",
+    hypotheses=(_NET, "the query is read last", "q < N", "eps < 1/(q sqrt d')"),
+    shape="(N - q) d'",
+    formula=state_bits_any_dim,
+    obstacle=first_obstacle(_sparsity_below_tokens, _epsilon_tells_signs),
 )

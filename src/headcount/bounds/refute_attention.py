@@ -4,7 +4,7 @@ qSA (``qsa_bits``): the embeddings of (0; y; i) over the q-subsets y are compare
 they are few, ``limit`` random ones elsewhere: more than 2^(mp) subsets must collide, and sqrt(2^(mp)) of them
 are likely to.
 
-Match3 (``match3_protocol``): set-disjointness instances with the same output at token 0 and different
+Match3 (``match3``): set-disjointness instances with the same output at token 0 and different
 labels. Two sets of the first party that differ in one element are asked about that element; their sums
 differ in one token out of N, so an output of few bits often does not change.
 """
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from headcount.bounds.base import Sizes
 from headcount.bounds.disjointness import Tokens, match3_instance, match3_sets
-from headcount.bounds.pbit import PBitAttention
+from headcount.bounds.pbit import SUM_BITS, PBitAttention, SetEmbedding, SymbolEmbedding
 from headcount.bounds.protocol import match3_bits
 from headcount.bounds.qsa_bits import EMBEDDING_BITS, least_bits
-from headcount.bounds.witness import Inputs, Refutation, Run, measure, no_witness
+from headcount.bounds.witness import Comparison, Inputs, Refutation, Run, measure
 from headcount.errors import HeadcountError
 from headcount.seeds import numpy_generator
 from headcount.tasks.match import Match3
@@ -32,7 +32,8 @@ from headcount.tasks.subsets import random_subsets
 
 TRANSMITTED = "transmitted bits"
 _CHUNK = 2**12  # subsets embedded at once
-_CANDIDATES = 256  # collisions among which the one with the most different sets is taken
+_CANDIDATES = 256  # collisions among which those with the most different sets are taken
+_RUNS = 8  # collisions that are run through the unit
 
 
 @runtime_checkable
@@ -68,13 +69,29 @@ def make_run(unit: EmbeddedUnit, tokens: int) -> Run:
     return run
 
 
+def reads_tokens_through_codes(unit: object) -> bool:
+    """Whether the type of ``unit`` guarantees that outputs depend on tokens through p-bit embeddings only.
+
+    True for a ``PBitAttention`` with an embedding of this folder, not for classes derived from them.
+    """
+    if type(unit) is not PBitAttention or type(unit.embedding) not in (SetEmbedding, SymbolEmbedding):
+        return False
+    return bool(getattr(unit.embedding, "precision_bits", SUM_BITS) <= unit.precision_bits)
+
+
 def refute_embedding(unit: EmbeddedUnit, task: QSA, seed: int = 0, limit: int = 2**16) -> Refutation:
-    """Two subsets of token 0 that have the same embedding, and inputs that tell them apart."""
+    """Two subsets of token 0 that have the same embedding, and inputs that tell them apart.
+
+    A unit that carries tokens around its embedding, or whose embedding holds more than m p bits, is outside
+    the bound (``does not apply``): pairs with equal embeddings then give different outputs, or there are
+    more embeddings than 2^(m p).
+    """
     n, q, dim = task.tokens, task.sparsity, task.dim
-    bound, has = "qsa-bits", unit.embedding_dim * unit.precision_bits
     needed = least_bits(Sizes(tokens=n, sparsity=q)).value
+    has = unit.embedding_dim * unit.precision_bits
+    compared = Comparison(task, "qsa-bits", needed, has, EMBEDDING_BITS)
     if has >= needed:
-        return no_witness(task, bound, needed, has, EMBEDDING_BITS)
+        return compared.allowed()
     subsets = _subsets(n, q, limit, seed)
     codes = np.vstack(
         [
@@ -82,26 +99,53 @@ def refute_embedding(unit: EmbeddedUnit, task: QSA, seed: int = 0, limit: int = 
             for y in np.array_split(subsets, math.ceil(len(subsets) / _CHUNK))
         ]
     )
+    excess = _more_than_declared(unit, codes)
+    if excess:
+        return compared.fails("have p bits", excess)
     _, place = np.unique(codes, axis=0, return_inverse=True)
     order = np.argsort(place.ravel(), kind="stable")
     same = np.flatnonzero(np.diff(place.ravel()[order]) == 0)[:_CANDIDATES]
     if not len(same):
-        return no_witness(task, bound, needed, has, EMBEDDING_BITS, f"{len(subsets)} subsets were tried")
-    pairs = [(subsets[order[k]], subsets[order[k + 1]]) for k in same]
-    one, two = min(pairs, key=lambda pair: len(np.intersect1d(*pair)))
-    z = np.zeros((n, dim))
-    z[np.setdiff1d(one, two), 0], z[np.setdiff1d(two, one), 0] = 1, -1
-    y = np.tile(np.arange(q), (n, 1))
-    first, second = y.copy(), y.copy()
-    first[0], second[0] = one, two
-    witness = measure(task, make_run(unit, n), {"z": z, "y": first}, {"z": z, "y": second}, 0)
-    if not witness.holds:
-        return no_witness(task, bound, needed, has, EMBEDDING_BITS, "tokens go around the embedding")
-    reason = (
-        f"{has} bits of embedding are below {needed} for the subsets of {q}: token 0 is embedded alike for "
-        f"{one.tolist()} and {two.tolist()}"
+        searched = f"{len(subsets)} subsets were tried"
+        return compared.by_counting(searched) if reads_tokens_through_codes(unit) else compared.undecided(searched)
+    pairs = sorted(
+        ((subsets[order[k]], subsets[order[k + 1]]) for k in same), key=lambda pair: len(np.intersect1d(*pair))
     )
-    return Refutation(task, bound, needed, has, EMBEDDING_BITS, reason, witness)
+    run, differing = make_run(unit, n), None
+    for one, two in pairs[:_RUNS]:
+        z = np.zeros((n, dim))
+        z[np.setdiff1d(one, two), 0], z[np.setdiff1d(two, one), 0] = 1, -1
+        y = np.tile(np.arange(q), (n, 1))
+        first, second = y.copy(), y.copy()
+        first[0], second[0] = one, two
+        witness = measure(task, run, {"z": z, "y": first}, {"z": z, "y": second}, 0)
+        if witness.holds:
+            reason = (
+                f"{has} bits of embedding are below {needed} for the subsets of {q}: token 0 is embedded alike for "
+                f"{one.tolist()} and {two.tolist()}"
+            )
+            return compared.refuted(witness, reason)
+        differing = differing or witness
+    assert differing is not None
+    if not np.isfinite(differing.output_distance):
+        return compared.undecided("the outputs on the constructed inputs are not finite")
+    return compared.fails(
+        "through phi only",
+        f"token 0 is embedded alike for {pairs[0][0].tolist()} and {pairs[0][1].tolist()}, yet its outputs are "
+        f"{differing.output_distance:.2g} apart",
+    )
+
+
+def _more_than_declared(unit: EmbeddedUnit, codes: NDArray[Any]) -> str:
+    """How the embeddings seen exceed m numbers of p bits; empty if they do not."""
+    m, p = unit.embedding_dim, unit.precision_bits
+    if codes.shape[1] != m:
+        return f"the embedding has {codes.shape[1]} numbers, not m = {m}"
+    for k in range(m):
+        values = len(np.unique(codes[:, k]))
+        if values > 2**p:
+            return f"number {k} of the embedding took {values} values, more than 2^p = {2**p}"
+    return ""
 
 
 def _subsets(n: int, q: int, limit: int, seed: int) -> NDArray[np.int64]:
@@ -113,17 +157,20 @@ def _subsets(n: int, q: int, limit: int, seed: int) -> NDArray[np.int64]:
 
 
 def refute_match3(layer: PBitAttention, task: Match3, seed: int = 0, limit: int = 2**10) -> Refutation:
-    """Two inputs with one output at token 0, of which only one is a match there."""
+    """Two inputs with one output at token 0, of which only one is a match there.
+
+    What is counted is the layer's value width and heads (``protocol.match3_bits``), not its embedding width.
+    """
     n, modulus = match3_sets(task.tokens), task.residues
-    bound = "match3-protocol"
     if n < 1 or modulus < 2 * n + 2 or task.distinct:
         raise HeadcountError(
             f"tokens {task.tokens}, modulus {modulus}, distinct {task.distinct}: no instance fits",
             fix="choose at least 3 tokens, M >= N + 1 and distinct=False",
         )
     has = match3_bits(layer, n)
+    compared = Comparison(task, "match3-protocol", n, has, TRANSMITTED)
     if has >= n:
-        return no_witness(task, bound, n, has, TRANSMITTED)
+        return compared.allowed()
     rng = numpy_generator(seed, "bounds", "match3 search")
     run, public = make_run(layer, task.tokens), slice(0, 1)
     position = np.arange(task.tokens)
@@ -138,9 +185,12 @@ def refute_match3(layer: PBitAttention, task: Match3, seed: int = 0, limit: int 
         outputs = [layer({"x": row, "position": position}, public) for row in x]
         if (outputs[0] == outputs[1]).all():
             witness = measure(task, run, {"x": x[0]}, {"x": x[1]}, 0)
+            if not witness.holds:
+                return compared.fails("exact sums", "its outputs differ on two inputs that give the layer equal codes")
             reason = (
                 f"{has} transmitted bits for sets of {n} elements: adding element {element} turns token 0 "
                 f"into a match and leaves its output as it was"
             )
-            return Refutation(task, bound, n, has, TRANSMITTED, reason, witness)
-    return no_witness(task, bound, n, has, TRANSMITTED, f"{limit} pairs were tried")
+            return compared.refuted(witness, reason)
+    searched = f"{limit} pairs were tried"
+    return compared.by_counting(searched) if reads_tokens_through_codes(layer) else compared.undecided(searched)

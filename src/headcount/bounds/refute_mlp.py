@@ -1,16 +1,22 @@
-"""Refute a fully connected net on qSA: a direction of z that its first layer does not see.
+"""Refute a fully connected net on qSA: a direction of z that is in the kernel of its first layer.
 
-The argument is that of ``qsa_mlp``. Here it is run: the columns of the first linear layer that multiply z
-are measured by feeding basis vectors (so it does not matter how the net arranges its input), a kernel
-vector delta comes from an orthogonal basis of their row space, and z = delta, z = -delta go through the
-whole net.
+The argument is that of ``qsa_mlp``. Here it is run: the columns W_z of the first linear layer that multiply z
+are measured by feeding basis vectors (so it does not matter how the net arranges its input), and z = delta,
+z = -delta, with delta in the kernel of W_z, go through the whole net. What counts is the rank of W_z, not the
+number of units: a wide layer of low rank has a kernel too.
+
+The rank is numerical: a product of two factors, stored in float32, has full rank by its rounding errors
+alone. A singular value counts as zero below ``rank_tolerance``. A net that does use such small singular
+values gives different outputs on the pair; its rank is then taken up to float64 rounding.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headcount.bounds.qsa_mlp import UNITS
-from headcount.bounds.witness import Inputs, Refutation, Run, measure, no_witness
+from headcount.bounds.qsa_mlp import RANK
+from headcount.bounds.witness import Comparison, Inputs, Refutation, Run, measure
 from headcount.errors import HeadcountError
 from headcount.seeds import numpy_generator
 from headcount.tasks.qsa import QSA
@@ -129,22 +135,50 @@ def first_layer_on_z(model: nn.Module, task: QSA, encode: Encode) -> Tensor | No
     return matrix if bool((seen - expected).abs().max() <= slack * scale) else None
 
 
-def kernel_directions(matrix: Tensor, tries: int, seed: int) -> tuple[NDArray[np.float64], int]:
-    """Vectors of the kernel, (up to ``tries``, N d'), and the rank, at most the number of rows.
+@dataclass(frozen=True)
+class Kernel:
+    """The numerical kernel of a first layer on z.
 
-    A matrix of N d' rows or more has a kernel where singular values vanish up to float64 rounding.
+    ``directions`` (count, N d') are orthonormal or, below N d' rows, normal random vectors of the kernel.
+    ``rank`` counts the singular values above ``rank_tolerance``, ``exact_rank`` those above float64 rounding.
     """
-    width, n = matrix.shape
-    if width < n:
-        rows = torch.linalg.qr(matrix.T)[0]  # an orthonormal basis of a space that holds all rows
+
+    directions: NDArray[np.float64]
+    rank: int
+    exact_rank: int
+
+
+def rank_tolerance(matrix: Tensor, dtype: torch.dtype) -> float:
+    """Below this a singular value of a matrix stored in ``dtype`` may be rounding: 4 eps ||W||_F.
+
+    Rounding every entry to a relative eps changes the matrix by at most eps ||W||_F in the Frobenius norm,
+    and so every singular value by no more (Weyl); the factor 4 leaves room for sums that were rounded on the
+    way, as in a product of two factors. It is at least the rounding of the float64 computation here.
+
+    >>> rank_tolerance(torch.eye(4), torch.float32) == 4 * 2.0**-23 * 2
+    True
+    """
+    frobenius = float(matrix.norm())
+    return max(4 * torch.finfo(dtype).eps * frobenius, max(matrix.shape) * torch.finfo(torch.float64).eps * frobenius)
+
+
+def kernel_of(matrix: Tensor, dtype: torch.dtype, tries: int, seed: int) -> Kernel:
+    """Up to ``tries`` directions that ``matrix`` (units, N d') maps to zero up to rounding in ``dtype``."""
+    units, n = matrix.shape
+    tolerance, exact = rank_tolerance(matrix, dtype), rank_tolerance(matrix, torch.float64)
+    if units < n:
+        rows, triangle = torch.linalg.qr(matrix.T)  # rows: an orthonormal basis of a space that holds all rows
+        sizes = torch.linalg.svdvals(triangle)
         noise = torch.from_numpy(numpy_generator(seed, "bounds", "kernel").standard_normal((n, tries)))
         inside = noise.to(matrix)
         for _ in range(2):  # the second pass removes the rounding of the first
             inside = inside - rows @ (rows.T @ inside)
-        return inside.T.cpu().numpy(), width
-    _, sizes, directions = torch.linalg.svd(matrix, full_matrices=False)
-    dead = sizes <= sizes[0] * n * torch.finfo(torch.float64).eps
-    return directions[dead][:tries].cpu().numpy(), n - int(dead.sum())
+        directions = inside.T
+    else:
+        _, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+        # A kernel up to float64 rounding leaves no doubt; directions within the tolerance are for want of one.
+        directions = right[sizes <= (exact if sizes[-1] <= exact else tolerance)].flip(0)[:tries]
+    return Kernel(directions.cpu().numpy(), int((sizes > tolerance).sum()), int((sizes > exact).sum()))
 
 
 def best_subset(blocks: NDArray[np.float64], q: int) -> tuple[NDArray[np.int64], float]:
@@ -152,7 +186,7 @@ def best_subset(blocks: NDArray[np.float64], q: int) -> tuple[NDArray[np.int64],
 
     In a direction e the longest sums are those of the q largest and of the q smallest <block, e>; starting
     from e the largest block, and then turning e to the sum found, the length only grows. Starting there it
-    is at least half of the largest block (``qsa_mlp.full_width_any_sparsity``).
+    is at least half of the largest block (``qsa_mlp.full_rank_any_sparsity``).
     """
     e = blocks[np.linalg.norm(blocks, axis=1).argmax()]
     best: tuple[NDArray[np.int64], float] = (np.arange(q), -1.0)
@@ -168,36 +202,48 @@ def best_subset(blocks: NDArray[np.float64], q: int) -> tuple[NDArray[np.int64],
 
 
 def refute_mlp(model: nn.Module, task: QSA, encode: Encode | None = None, seed: int = 0, tries: int = 8) -> Refutation:
-    """Two inputs between which a net with a first layer of rank below N d' does not tell.
+    """Two inputs that a net whose first layer has rank below N d' on z cannot distinguish.
 
-    The bound is ``qsa-mlp-q1`` or ``qsa-mlp-any-q``; neither applies for q = N, where all targets are the
-    mean of all z, which d' units hold.
+    The bound is ``qsa-mlp-q1`` or ``qsa-mlp-any-q``. It does not apply to a net in which z reaches the
+    output around the first linear layer (a residual connection, a second input layer), nor for q = N, where
+    all targets are the mean of all z, which rank d' is enough for.
     """
     n, d, q = task.tokens, task.dim, task.sparsity
-    bound = "qsa-mlp-q1" if q == 1 else "qsa-mlp-any-q"
-    needed = n * d
+    bound, needed = "qsa-mlp-q1" if q == 1 else "qsa-mlp-any-q", n * d
     encode = encode or default_encode(model, task)
+    nothing_counted = Comparison(task, bound, None, None, RANK)
+    if q == n and q > 1:
+        return nothing_counted.fails("q < N", f"q = N = {n}, and all targets are the mean of all z")
     matrix = first_layer_on_z(model, task, encode)
-    if q == n or matrix is None:
-        why = "q = N" if q == n else "the first linear layer does not see z linearly"
-        reason = f"no witness from this bound ({bound}): it does not apply, {why}"
-        return Refutation(task, bound, 0, 0, UNITS, reason)
-    directions, has = kernel_directions(matrix, tries, seed)
-    if not len(directions):
-        return no_witness(task, bound, needed, has, UNITS)
+    if matrix is None:
+        return nothing_counted.fails("fully connected", "the first linear layer does not see z linearly")
+    dtype = first_linear(model).weight.dtype
+    kernel = kernel_of(matrix, dtype, tries, seed)
+    compared = Comparison(task, bound, needed, kernel.rank, RANK)
+    if not len(kernel.directions):
+        return compared.allowed()
     choices = []
-    for direction in directions:
+    for direction in kernel.directions:
         blocks = direction.reshape(n, d)
         blocks = blocks / np.linalg.norm(blocks, axis=1).max()
         choices.append((*best_subset(blocks, q), blocks))
     y, _, blocks = max(choices, key=lambda choice: choice[1])
-    dtype = np.float64 if first_linear(model).weight.dtype == torch.float64 else np.float32
-    z, sets = blocks.astype(dtype), np.tile(y, (n, 1))
+    z, sets = blocks.astype(np.float64 if dtype == torch.float64 else np.float32), np.tile(y, (n, 1))
     witness = measure(task, make_run(model, task, encode), {"z": z, "y": sets}, {"z": -z, "y": sets}, 0)
-    if not witness.holds:
-        return no_witness(task, bound, needed, has, UNITS, "yet the outputs differ: another path carries z")
-    reason = (
-        f"the first layer has rank {has} below {needed} on z: z and -z, {witness.target_distance:.3g} apart "
-        f"after averaging, give outputs {witness.output_distance:.2g} apart"
+    if witness.holds:
+        rounding = f" up to rounding in {dtype}" if kernel.exact_rank >= needed else ""
+        reason = (
+            f"the first layer ({matrix.shape[0]} units) has rank {kernel.rank} below {needed} on z{rounding}: "
+            f"z and -z, {witness.target_distance:.3g} apart after averaging, give outputs "
+            f"{witness.output_distance:.2g} apart"
+        )
+        return compared.refuted(witness, reason)
+    if kernel.exact_rank >= needed:
+        return dataclasses.replace(compared, has=kernel.exact_rank).allowed()
+    if not np.isfinite(witness.output_distance):
+        return compared.undecided("the outputs on the constructed inputs are not finite")
+    return compared.fails(
+        "fully connected",
+        f"z and -z are the same to the first layer, of rank {kernel.rank} on z, yet the outputs are "
+        f"{witness.output_distance:.2g} apart: another path carries z",
     )
-    return Refutation(task, bound, needed, has, UNITS, reason, witness)

@@ -4,11 +4,14 @@ The argument is that of ``qsa_rnn``. The search walks through the tokens, keeps 
 reached, and extends each with z = e1 and z = -e1. If the state takes 2^S values, then after S + 1 free
 tokens two histories must share one: with a frontier of more than 2^S states the search cannot miss. Beyond
 that size it keeps a random part of the frontier (collisions by birthday, at about 2^(S/2) states), and it
-also tries pairs that differ in one early token alone, which finds nets that forget. If nothing is found the
-counting argument stands.
+also tries pairs that differ in one early token alone, which finds nets that forget. If nothing is found, the
+counting argument stands for a net whose type guarantees that it answers from its state
+(``answers_from_state``); about any other net nothing is said.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -16,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headcount.bounds.qsa_rnn import STATE_BITS
-from headcount.bounds.recurrent import RecurrentNet
+from headcount.bounds.recurrent import QuantisedRNN, RecurrentNet
 from headcount.bounds.refute_mlp import evaluation
-from headcount.bounds.witness import Inputs, Refutation, Run, measure, no_witness
+from headcount.bounds.witness import Comparison, Inputs, Refutation, Run, Witness, measure
 from headcount.errors import HeadcountError
 from headcount.seeds import numpy_generator
 from headcount.tasks.qsa import QSA
@@ -84,19 +87,41 @@ def make_run(model: nn.Module, task: QSA) -> Run:
     return run
 
 
+def answers_from_state(net: object) -> bool:
+    """Whether the type of ``net`` guarantees that it answers from a state of ``state_bits`` bits alone.
+
+    True for a ``QuantisedRNN`` with a cell of torch and a linear readout, without hooks; not for classes
+    derived from them.
+    """
+    if type(net) is not QuantisedRNN or type(net.cell) not in (nn.RNNCell, nn.GRUCell):
+        return False
+    hooks = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in net.modules())
+    return type(net.readout) is nn.Linear and not hooks
+
+
 def refute_rnn(model: RecurrentNet, task: QSA, seed: int = 0, limit: int = 2**13) -> Refutation:
-    """Two histories of signs that the net cannot tell apart; the search keeps at most ``limit`` states."""
+    """Two histories of signs that the net cannot tell apart; the search keeps at most ``limit`` states.
+
+    A net that reads earlier tokens around its state, or whose state takes more than 2^S values, is outside
+    the bound (``does not apply``).
+    """
     bound = "qsa-rnn-q1" if task.sparsity == 1 else "qsa-rnn-any-q"
     needed, has = task.tokens - task.sparsity, int(model.state_bits)
+    compared = Comparison(task, bound, needed, has, STATE_BITS)
     if has >= needed:
-        return no_witness(task, bound, needed, has, STATE_BITS)
+        return compared.allowed()
     if not isinstance(model, nn.Module):
         raise HeadcountError(f"{type(model).__name__} is no torch module", fix="derive it from nn.Module")
     reader = _Reader(model, task)
     rng = numpy_generator(seed, "bounds", "rnn search")
     run = make_run(model, task)
+    differing: Witness | None = None
     with evaluation(model):
-        for one, two in (*_by_walking(reader, rng, limit), *_by_forgetting(reader, rng, limit)):
+        pairs, states = _by_walking(reader, rng, limit)
+        if states > 2**has:
+            evidence = f"its state took {states} values after one and the same token, more than 2^{has}"
+            return compared.fails("from its state", evidence)
+        for one, two in _then(pairs, reader, rng, limit):
             j = int(np.flatnonzero(one != two)[0])
             witness = measure(task, run, reader.inputs(one, j), reader.inputs(two, j), task.tokens - 1)
             if witness.holds:
@@ -104,13 +129,33 @@ def refute_rnn(model: RecurrentNet, task: QSA, seed: int = 0, limit: int = 2**13
                     f"{has} bits of state do not hold {needed} signs: two histories that differ at token {j} "
                     f"leave the same state, and the last token asks for it"
                 )
-                return Refutation(task, bound, needed, has, STATE_BITS, reason, witness)
-    return no_witness(task, bound, needed, has, STATE_BITS, f"{limit} histories at a time were searched")
+                return compared.refuted(witness, reason)
+            differing = differing or witness
+    if differing is None:
+        searched = f"{limit} histories at a time were searched"
+        return compared.by_counting(searched) if answers_from_state(model) else compared.undecided(searched)
+    if not np.isfinite(differing.output_distance):
+        return compared.undecided("the outputs on the constructed inputs are not finite")
+    return compared.fails(
+        "from its state",
+        f"two histories leave the same state, yet the outputs at the last token are {differing.output_distance:.2g} "
+        "apart",
+    )
 
 
-def _by_walking(reader: _Reader, rng: np.random.Generator, limit: int) -> list[tuple[Signs, Signs]]:
-    """Pairs of sign patterns that leave the same state, from the frontier of distinct states."""
+Pair = tuple[Signs, Signs]
+
+
+def _then(pairs: list[Pair], reader: _Reader, rng: np.random.Generator, limit: int) -> Iterator[Pair]:
+    """These pairs, and if none of them was enough, those of nets that forget."""
+    yield from pairs
+    yield from _by_forgetting(reader, rng, limit)
+
+
+def _by_walking(reader: _Reader, rng: np.random.Generator, limit: int) -> tuple[list[Pair], int]:
+    """Pairs of sign patterns that leave the same state, and the most distinct states seen after one token."""
     history: Signs = np.zeros((1, 0), dtype=np.int8)
+    most = 1
     state = reader.net.initial_state(1)
     for position in range(reader.free):
         signs = np.repeat(np.array([1, -1], dtype=np.int8), len(history))
@@ -120,14 +165,16 @@ def _by_walking(reader: _Reader, rng: np.random.Generator, limit: int) -> list[t
         if pairs:
             # Whatever follows is the same for both: any later signs do.
             rest = np.ones(reader.free - position - 1, dtype=np.int8)
-            return [(np.append(history[a], rest), np.append(history[b], rest)) for a, b in pairs[:_CANDIDATES]]
+            chosen = pairs[:_CANDIDATES]
+            return [(np.append(history[a], rest), np.append(history[b], rest)) for a, b in chosen], most
+        most = max(most, len(history))
         if len(history) > limit:
             keep = np.sort(rng.permutation(len(history))[:limit])
             history, state = history[keep], state[torch.from_numpy(keep).to(state.device)]
-    return []
+    return [], most
 
 
-def _by_forgetting(reader: _Reader, rng: np.random.Generator, limit: int) -> list[tuple[Signs, Signs]]:
+def _by_forgetting(reader: _Reader, rng: np.random.Generator, limit: int) -> list[Pair]:
     """Pairs that differ in the first token alone and have become the same state by the end."""
     count = max(1, min(limit // 2, 1024))
     one = (2 * rng.integers(0, 2, (count, reader.free)) - 1).astype(np.int8)

@@ -12,6 +12,7 @@ _BOUNDS: dict[str, Bound] = {
     bound.id: bound
     for bound in (
         qsa_bits.BITS,
+        qsa_bits.BITS_ALL,
         qsa_bits.BITS_PAPER,
         qsa_regions.REGIONS,
         qsa_regions.RADON,
@@ -21,6 +22,7 @@ _BOUNDS: dict[str, Bound] = {
         qsa_rnn.PAPER,
         qsa_rnn.ONE,
         qsa_rnn.ANY_SPARSITY,
+        qsa_rnn.ANY_DIM,
         match3.HEADS,
         match3.DEPTH,
         match3.PROTOCOL,

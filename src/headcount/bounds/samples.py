@@ -31,6 +31,8 @@ class SampleSizes:
     dim: int = 8
     modulus: int | None = None
     width: int | None = None
+    value_width: int | None = None
+    rank: int | None = None
     depth: int = 1
     activation: str = "ReLU"
     cell: str = "rnn"
@@ -48,7 +50,11 @@ def sample_model(kind: str, sizes: SampleSizes, weights: Path | None, seed: int)
         raise HeadcountError("--weights is for the mlp", fix="leave it out, or use the Python function")
     if sizes.width is None and weights is None:
         raise HeadcountError("the width of the model is not given", fix="give --width")
-    for name in ("width", "depth", "precision_bits", "heads"):
+    if sizes.value_width is not None and sizes.task != "match3":
+        raise HeadcountError("--value-width is for attention on match3", fix="leave it out; on qsa it is d'")
+    if sizes.rank is not None and (kind != "mlp" or weights is not None):
+        raise HeadcountError("--rank is for an mlp with random weights", fix="leave it out")
+    for name in ("width", "value_width", "rank", "depth", "precision_bits", "heads"):
         value = getattr(sizes, name)
         if value is not None and value < 1:
             raise HeadcountError(f"{name} is {value}", fix=f"choose {name} of at least 1")
@@ -56,7 +62,7 @@ def sample_model(kind: str, sizes: SampleSizes, weights: Path | None, seed: int)
     if sizes.task == "match3":
         modulus = n + 1 if sizes.modulus is None else sizes.modulus
         task = tasks.get("match3", tokens=n, modulus=modulus)
-        return task, random_match3_layer(n, modulus, width, sizes.precision_bits, sizes.heads, seed)
+        return task, random_match3_layer(n, modulus, width, sizes.precision_bits, sizes.heads, seed, sizes.value_width)
     task = tasks.get("qsa", tokens=n, sparsity=q, dim=dim)
     if kind == "attention":
         return task, random_qsa_layer(n, q, dim, width, sizes.precision_bits, sizes.heads, seed)
@@ -65,7 +71,7 @@ def sample_model(kind: str, sizes: SampleSizes, weights: Path | None, seed: int)
     if weights is not None:
         return task, read_mlp(weights, sizes.activation)
     inputs = n * (dim + q + 1)
-    return task, random_mlp([inputs, *[width] * sizes.depth, n * dim], sizes.activation, seed)
+    return task, random_mlp([inputs, *[width] * sizes.depth, n * dim], sizes.activation, seed, sizes.rank)
 
 
 def _activation(name: str) -> type[nn.Module]:
@@ -74,8 +80,19 @@ def _activation(name: str) -> type[nn.Module]:
     return LAYERS[name]
 
 
-def random_mlp(widths: list[int], activation: str = "ReLU", seed: int = 0) -> nn.Sequential:
-    """A float32 net with normal weights of deviation 1/sqrt(inputs) and small biases."""
+def random_mlp(
+    widths: list[int], activation: str = "ReLU", seed: int = 0, first_rank: int | None = None
+) -> nn.Sequential:
+    """A float32 net with normal weights of deviation 1/sqrt(inputs) and small biases.
+
+    With ``first_rank`` the first layer's weight matrix is a product of two normal factors of that inner
+    width, up to the rounding of its entries.
+    """
+    if first_rank is not None and first_rank > min(widths[:2]):
+        raise HeadcountError(
+            f"rank {first_rank} is larger than a first layer of {widths[1]} x {widths[0]} allows",
+            fix=f"choose a rank up to {min(widths[:2])}",
+        )
     between = _activation(activation)
     generator = torch_generator(seed, "bounds", "random mlp")
     layers: list[nn.Module] = []
@@ -85,6 +102,11 @@ def random_mlp(widths: list[int], activation: str = "ReLU", seed: int = 0) -> nn
             linear.weight.copy_(torch.randn(outputs, inputs, generator=generator) * inputs**-0.5)
             linear.bias.copy_(torch.randn(outputs, generator=generator) * 0.1)
         layers += [linear, between()]
+    if first_rank is not None:
+        left = torch.randn(widths[1], first_rank, generator=generator) * first_rank**-0.5
+        right = torch.randn(first_rank, widths[0], generator=generator) * widths[0] ** -0.5
+        with torch.no_grad():
+            layers[0].weight.copy_(left @ right)  # type: ignore[operator]
     return nn.Sequential(*layers[:-1])
 
 

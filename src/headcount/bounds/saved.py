@@ -60,6 +60,7 @@ def save(path: Path, refutation: Refutation, model: Any) -> None:
     witness = refutation.witness
     if witness is None:
         raise HeadcountError("there is no witness to save")
+    assert refutation.needed is not None and refutation.has is not None, "a witness compares two numbers"
     spec, weights = describe(model) or (None, {})
     record = Record(
         task=refutation.task.name,

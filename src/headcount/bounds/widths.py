@@ -1,9 +1,14 @@
-"""How many bits the exact sums of a p-bit softmax take: what one party of a protocol sends for its tokens.
+"""The value width as a unit, and how many bits the exact sums of a p-bit softmax take.
+
+The protocols send these sums for one party's tokens.
 
 Softmax weights are integers in [0, 2^p - 1], values integers in [-2^(p-1), 2^(p-1) - 1].
 """
 
 from __future__ import annotations
+
+VALUE_WIDTH = "value width of a head (d_v)"
+"""The unit of bounds on the numbers that a head sums; the embedding dimension m may be smaller or larger."""
 
 
 def denominator_bits(tokens: int, precision_bits: int) -> int:
@@ -12,6 +17,9 @@ def denominator_bits(tokens: int, precision_bits: int) -> int:
     >>> denominator_bits(1, 8), denominator_bits(3, 8)
     (8, 10)
     """
+    if 0 < tokens.bit_length() <= precision_bits:
+        # n 2^p - n lies in [(n-1) 2^p, n 2^p): no need to write out 2^p, whatever p is.
+        return precision_bits + (tokens - 1).bit_length()
     return (tokens * (2**precision_bits - 1)).bit_length()
 
 
@@ -21,4 +29,4 @@ def numerator_bits(tokens: int, precision_bits: int) -> int:
     >>> numerator_bits(1, 8)
     16
     """
-    return (tokens * (2**precision_bits - 1) * 2 ** (precision_bits - 1)).bit_length() + 1
+    return denominator_bits(tokens, precision_bits) + (precision_bits if tokens else 1)

@@ -1,15 +1,18 @@
-"""A witness: two inputs between which a model does not tell, though their targets are far apart.
+"""A witness: two inputs that a model cannot distinguish, though their targets are far apart.
 
 If the outputs at one token are o apart and the targets t apart, then on one of the two inputs the model is
 off by at least (t - o)/2, whatever it was trained for. Every witness here was measured by running the
 model.
+
+A lower bound speaks about models that meet its hypotheses. The answers here keep that apart (``Verdict``):
+a model is called impossible only with a measured witness, or where its code guarantees the hypotheses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,17 @@ Run = Callable[[Inputs], NDArray[np.float64]]
 CLOSE = 0.01
 """Outputs count as equal when they are closer than this share of the targets' distance: the model is then
 off by at least 99% of half of that distance. Exact arithmetic gives 0; this leaves room for a float32 net."""
+
+Verdict = Literal["witness", "counting", "allowed", "undecided", "does not apply"]
+"""What a refutation says about a model:
+
+- ``witness``: two inputs were found on which it cannot be right both times, and it was run on them;
+- ``counting``: no such inputs were found, but the model is below the bound, and its type guarantees every
+  hypothesis of the bound;
+- ``allowed``: it is at or above the bound;
+- ``undecided``: it is below the bound, no inputs were found, and the hypotheses cannot be checked from outside;
+- ``does not apply``: it does not meet a hypothesis of the bound, so the bound says nothing about it.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,17 +86,20 @@ def measure(task: Task, run: Run, first: Inputs, second: Inputs, token: int) -> 
 class Refutation:
     """The answer of ``headcount.refute``.
 
-    ``needed`` and ``has`` count the same ``unit``; ``impossible`` says that the bound alone rules the
-    model out, with or without a witness. ``reason`` is the line for people.
+    ``needed`` and ``has`` count the same ``unit``; they are ``None`` where a failing hypothesis leaves nothing
+    to count. ``failing_hypothesis`` is the hypothesis of the bound that the model does not meet, as the bound
+    states it. ``reason`` is the line for people.
     """
 
     task: Task
     bound: str
-    needed: int
-    has: int
+    needed: int | None
+    has: int | None
     unit: str
     reason: str
+    verdict: Verdict
     witness: Witness | None = None
+    failing_hypothesis: str | None = None
 
     @property
     def witness_found(self) -> bool:
@@ -91,13 +108,14 @@ class Refutation:
 
     @property
     def impossible(self) -> bool:
-        """Whether the model is below the bound."""
-        return self.has < self.needed
+        """Whether the model is proved unable to solve the task: by a witness, or by counting."""
+        return self.verdict in ("witness", "counting")
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of the JSON answer."""
         witness = self.witness
         return {
+            "verdict": self.verdict,
             "witness_found": self.witness_found,
             "output_distance": witness.output_distance if witness else None,
             "target_distance": witness.target_distance if witness else None,
@@ -107,16 +125,63 @@ class Refutation:
             "has": self.has,
             "unit": self.unit,
             "impossible": self.impossible,
+            "failing_hypothesis": self.failing_hypothesis,
             "error_at_least": witness.error if witness else None,
             "token": witness.token if witness else None,
             "reason": self.reason,
         }
 
 
-def no_witness(task: Task, bound: str, needed: int, has: int, unit: str, why: str = "") -> Refutation:
-    """The answer for a model that the bound allows, or for which no witness was found."""
-    if has >= needed:
-        reason = f"no witness from this bound ({bound}): {has} >= {needed} ({unit})"
-    else:
-        reason = f"no witness found, but {bound} rules the model out by counting: {has} < {needed} ({unit})"
-    return Refutation(task, bound, needed, has, unit, f"{reason}; {why}" if why else reason)
+@dataclass(frozen=True)
+class Comparison:
+    """One model against one bound; the methods make the five answers.
+
+    >>> from headcount import tasks
+    >>> compared = Comparison(tasks.get("qsa", tokens=8, sparsity=2), "qsa-bits", 5, 4, "embedding bits")
+    >>> compared.undecided("100 subsets were tried").impossible
+    False
+    >>> compared.fails("through phi only", "equal embeddings, different outputs").failing_hypothesis
+    'tokens are read through phi only (no residual around it)'
+    """
+
+    task: Task
+    bound: str
+    needed: int | None
+    has: int | None
+    unit: str
+
+    def _answer(self, verdict: Verdict, reason: str, **more: Any) -> Refutation:
+        return Refutation(self.task, self.bound, self.needed, self.has, self.unit, reason, verdict, **more)
+
+    def refuted(self, witness: Witness, reason: str) -> Refutation:
+        """Two inputs were found and the model was run on them."""
+        assert witness.holds
+        return self._answer("witness", reason, witness=witness)
+
+    def allowed(self) -> Refutation:
+        """The model is at or above the bound."""
+        reason = f"no witness from this bound ({self.bound}): {self.has} >= {self.needed} ({self.unit})"
+        return self._answer("allowed", reason)
+
+    def by_counting(self, searched: str) -> Refutation:
+        """The model is below the bound and its type guarantees the hypotheses; nothing was found."""
+        reason = (
+            f"no witness found, but {self.bound} rules the model out by counting: {self.has} < {self.needed} "
+            f"({self.unit}); {searched}"
+        )
+        return self._answer("counting", reason)
+
+    def undecided(self, searched: str) -> Refutation:
+        """The model is below the bound, nothing was found, and the hypotheses cannot be checked."""
+        conditions = "; ".join(get(self.bound).hypotheses)
+        reason = (
+            f"undecided: {self.has} < {self.needed} ({self.unit}), but no witness was found ({searched}), and "
+            f"whether the model meets the hypotheses of {self.bound} cannot be checked from outside: {conditions}"
+        )
+        return self._answer("undecided", reason)
+
+    def fails(self, words: str, evidence: str) -> Refutation:
+        """The model does not meet the hypothesis of the bound that contains ``words``."""
+        hypothesis = next(text for text in get(self.bound).hypotheses if words in text)
+        reason = f'this bound does not apply ({self.bound}): the model does not meet "{hypothesis}": {evidence}'
+        return self._answer("does not apply", reason, failing_hypothesis=hypothesis)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from headcount.cli.common import Json, Seed, emit_json, progress_bars, show
+from headcount.cli.common import Json, Seed, emit_json, named_table, progress_bars, show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +36,6 @@ def register(app: typer.Typer) -> None:
 def list_bounds(as_json: Json = False) -> None:
     """Every bound: id, status, and how it grows; a number only where the constant is known."""
     from rich.markup import escape
-    from rich.table import Table
 
     from headcount import bounds
 
@@ -46,7 +45,7 @@ def list_bounds(as_json: Json = False) -> None:
         rows = [{name: getattr(b, name) for name in fields} for b in known]
         emit_json({"bounds": [{**row, "hypotheses": list(b.hypotheses)} for row, b in zip(rows, known, strict=True)]})
         return
-    table = Table("id", "status", "constant", "at least", "limits")
+    table = named_table("id", "status", "constant", "at least", "limits")
     for b in known:
         table.add_row(b.id, b.status, b.constant, escape(b.shape), escape(b.limits))
     show(table)
@@ -172,12 +171,18 @@ def head(tokens: Tokens, as_json: Json = False) -> None:
 
 def _answer(task: str, tasks: tuple[str, ...], sizes: Sizes, built: list[Built], as_json: bool) -> None:
     from headcount import bounds
-    from headcount.bounds.built import smallest_built
-    from headcount.bounds.qsa_bits import EMBEDDING
+    from headcount.bounds.built import smallest_built, smallest_value_width
+    from headcount.bounds.qsa_bits import ANY_NETWORK, EMBEDDING
+    from headcount.bounds.widths import VALUE_WIDTH
 
     answers = [b.evaluate(sizes) for name in tasks for b in bounds.of_task(name)]
     below = {a.bound.id: a.value for a in answers if a.unit == EMBEDDING and a.bound.task == task}
-    always = below.get("qsa-bits")
+    value_widths = {
+        a.bound.id: a.value for a in answers if a.unit == VALUE_WIDTH and a.value is not None and a.bound.task == task
+    }
+    widest = max(value_widths, key=lambda id: value_widths[id], default=None)
+    general = max((id for id in ANY_NETWORK if below.get(id) is not None), key=lambda id: below[id] or 0, default=None)
+    always = below[general] if general else None
     strictest = max(below, key=lambda id: below[id] or 0, default=None)
     if as_json:
         emit_json(
@@ -187,28 +192,33 @@ def _answer(task: str, tasks: tuple[str, ...], sizes: Sizes, built: list[Built],
                 "bounds": [a.as_dict() for a in answers],
                 "impossible_below_embedding_dim": always,
                 "impossible_below_under_hypotheses": below[strictest] if strictest else None,
+                "impossible_below_value_width": value_widths[widest] if widest else None,
                 "built_embedding_dim": smallest_built(built, sizes.precision_bits),
+                "built_value_width": smallest_value_width(built, sizes.precision_bits),
                 "built": [b.as_dict() for b in built],
             }
         )
         return
     show(_table(answers))
     if always is not None:
-        show(f"impossible below embedding dimension {always}: anything that reads p-bit embeddings (qsa-bits)")
-    if strictest and strictest != "qsa-bits":
+        show(f"impossible below embedding dimension {always}: anything that reads p-bit embeddings ({general})")
+    if strictest and strictest not in ANY_NETWORK:
         show(f"impossible below embedding dimension {below[strictest]} under the hypotheses of {strictest}")
+    if widest and value_widths[widest]:
+        size = f"value width {value_widths[widest]} of a head, for any embedding dimension"
+        show(f"impossible below {size}, under the hypotheses of {widest}")
     p = sizes.precision_bits
     for b in built:
         short = "" if p is None or b.needs_bits <= p else f", more than the {p} given"
         limits = f"{b.needs_bits} bits{short}; {b.arithmetic}; {b.guarantee}"
-        show(f"built at embedding dimension {b.embedding_dim}: {b.id}, {limits}")
+        width = "" if b.value_width is None else f", value width {b.value_width}"
+        show(f"built at embedding dimension {b.embedding_dim}{width}: {b.id}, {limits}")
 
 
 def _table(answers: list[BoundValue]) -> Table:
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table("id", "status", "at least", "unit, or why there is no number")
+    table = named_table("id", "status", "at least", "unit, or why there is no number")
     for answer in answers:
         value = "" if answer.value is None else f"{answer.value:,}"
         shape = f"{answer.why_not}; shape: {answer.bound.shape}" if answer.value is None else str(answer.unit)
@@ -221,6 +231,10 @@ def protocol(
     task: Annotated[str, typer.Argument(help="match3 or qsa.")],
     tokens: Annotated[int, typer.Option("--tokens", help="N: tokens of a sequence.")] = 65,
     width: Annotated[int, typer.Option("--width", help="m: embedding dimension of a random layer.")] = 4,
+    value_width: Annotated[
+        int | None,
+        typer.Option("--value-width", help="d_v: value width of a random layer for match3; by default --width."),
+    ] = None,
     precision_bits: Annotated[int, typer.Option("--precision-bits", help="p: bits of a number.")] = 8,
     heads: Heads = 1,
     sparsity: Annotated[int | None, typer.Option("--sparsity", help="q; by default (N-1)/2.")] = None,
@@ -249,6 +263,7 @@ def protocol(
             task,
             tokens=tokens,
             width=width,
+            value_width=value_width,
             precision_bits=precision_bits,
             heads=heads,
             sparsity=sparsity,

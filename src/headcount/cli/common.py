@@ -15,6 +15,7 @@ from headcount.progress import Progress, silent
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Seed = Annotated[int, typer.Option("--seed", help="The one number that all randomness comes from.")]
@@ -56,6 +57,17 @@ def stdout_console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def named_table(first: str, *others: str) -> Table:
+    """A table whose first column, of names to type again, is never cut or wrapped; the others share the rest."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column(first, no_wrap=True, overflow="ignore")
+    for header in others:
+        table.add_column(header, overflow="fold")
+    return table
 
 
 def show(*parts: RenderableType) -> None:

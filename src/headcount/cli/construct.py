@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from headcount.cli.common import Json, Out, Seed, emit_json, progress_bars, show
+from headcount.cli.common import Json, Out, Seed, emit_json, named_table, progress_bars, show
 from headcount.cli.task import Dim, Modulus, Order, Sparsity, Tokens, Window
 from headcount.errors import CheckFailedError, HeadcountError
 
@@ -104,8 +104,6 @@ for _name in NAMES:
 @construct.command("list")
 def list_constructions(as_json: Json = False) -> None:
     """Every construction with its options and their defaults."""
-    from rich.table import Table
-
     from headcount import constructions
 
     rows: list[dict[str, Any]] = [
@@ -120,7 +118,7 @@ def list_constructions(as_json: Json = False) -> None:
     if as_json:
         emit_json({"constructions": rows})
         return
-    table = Table("construction", "options")
+    table = named_table("construction", "options")
     for row in rows:
         table.add_row(row["name"], ", ".join(f"{k} {v}" for k, v in row["options"].items()))
     show(table)

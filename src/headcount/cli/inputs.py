@@ -1,4 +1,4 @@
-"""Reading the inputs of ``headcount task solve``: JSON, .npy, or a text of integers."""
+"""Reading the inputs of ``headcount task solve``: JSON, JSON Lines, .npy, or a text of integers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ Inputs = dict[str, NDArray[Any]]
 
 
 def read_inputs(source: str) -> tuple[Inputs, dict[str, Any]]:
-    """The arrays of a file (or - for standard input), and the sizes that it records."""
+    """The arrays of a file (or - for standard input), and the sizes that it records.
+
+    In JSON Lines and in a text each line is a sequence, so a file of several lines gives arrays with one more
+    axis than a file of one.
+    """
     if source == "-":
         data = sys.stdin.buffer.read()
     else:
@@ -37,12 +41,12 @@ def read_inputs(source: str) -> tuple[Inputs, dict[str, Any]]:
     if text.lstrip()[:1] in ("[", "{"):
         return _from_json(source, text)
     try:
-        values = [int(word) for word in text.replace(",", " ").split()]
+        rows = [[int(word) for word in line.replace(",", " ").split()] for line in text.splitlines()]
     except ValueError as error:
         raise HeadcountError(f"{source} holds no integers ({error})", fix="give integers or JSON") from None
-    if not values:
-        raise HeadcountError(f"{source} is empty", fix="give one integer a token")
-    return {"x": _array(source, values)}, {}
+    if not any(rows):
+        raise HeadcountError(f"{source} is empty", fix="give a line for each sequence, an integer for each token")
+    return _stacked(source, [(number, {"x": row}) for number, row in enumerate(rows, start=1) if row]), {}
 
 
 def sizes_of(inputs: Inputs) -> dict[str, int]:
@@ -60,6 +64,8 @@ def _from_json(source: str, text: str) -> tuple[Inputs, dict[str, Any]]:
     try:
         value = json.loads(text)
     except ValueError as error:
+        if getattr(error, "msg", "") == "Extra data":  # a whole value, and more after it
+            return _from_lines(source, text), {}
         raise HeadcountError(f"{source} is no valid JSON ({error})", fix="check the file") from None
     if isinstance(value, list):
         return {"x": _array(source, value)}, {}
@@ -70,6 +76,52 @@ def _from_json(source: str, text: str) -> tuple[Inputs, dict[str, Any]]:
     # What the inputs show is read off them, so that a shortened file is still right.
     kept = {key: item for key, item in sizes.items() if key not in ("tokens", "dim", "sparsity")}
     return {key: _array(source, item) for key, item in arrays.items()}, kept
+
+
+def _from_lines(source: str, text: str) -> Inputs:
+    """JSON Lines: on each line the symbols of a sequence as a list, or an object with its arrays."""
+    sequences: list[tuple[int, dict[str, Any]]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise HeadcountError(
+                f"line {number} of {source} is no valid JSON ({error})", fix="give one JSON value, or one on each line"
+            ) from None
+        sequence = {"x": value} if isinstance(value, list) else value
+        if not isinstance(sequence, dict) or not sequence or "inputs" in sequence:
+            raise HeadcountError(
+                f"line {number} of {source} holds no single sequence",
+                fix="give a list, or an object with x, or z and y",
+            )
+        sequences.append((number, sequence))
+    return _stacked(source, sequences)
+
+
+def _stacked(source: str, sequences: list[tuple[int, dict[str, Any]]]) -> Inputs:
+    """The arrays of several sequences, with their line numbers; a single one gets no first axis."""
+    first_line, first = sequences[0]
+    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in first}
+    for number, sequence in sequences:
+        if sequence.keys() != first.keys():
+            raise HeadcountError(
+                f"line {number} of {source} has {', '.join(sequence)}, line {first_line} {', '.join(first)}",
+                fix="give the same arrays on every line",
+            )
+        for name, value in sequence.items():
+            array = _array(f"line {number} of {source}", value)
+            if columns[name] and array.shape != columns[name][0].shape:
+                size, first_size = (" by ".join(map(str, one.shape)) for one in (array, columns[name][0]))
+                raise HeadcountError(
+                    f"line {number} of {source} has {size} numbers, line {first_line} has {first_size}",
+                    fix="give sequences of one length, or solve them one by one",
+                )
+            columns[name].append(array)
+    if len(sequences) == 1:
+        return {name: arrays[0] for name, arrays in columns.items()}
+    return {name: np.stack(arrays) for name, arrays in columns.items()}
 
 
 def _array(source: str, value: Any) -> NDArray[Any]:

@@ -30,7 +30,15 @@ def refute(
     modulus: Annotated[int | None, typer.Option("--modulus", help="M; by default N + 1.")] = None,
     width: Annotated[
         int | None,
-        typer.Option("--width", help="Units of the mlp's first layer, or of the rnn; m of attention."),
+        typer.Option("--width", help="Units of the mlp's layers, or of the rnn; m of attention (embedding width)."),
+    ] = None,
+    value_width: Annotated[
+        int | None,
+        typer.Option("--value-width", help="d_v of attention on match3, the size bounded there; by default --width."),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", help="Rank of the mlp's first layer, the size bounded there; by default full."),
     ] = None,
     depth: Annotated[int, typer.Option("--depth", help="Hidden layers of the mlp.")] = 1,
     activation: Annotated[str, typer.Option("--activation", help="Of the mlp: ReLU, Tanh, GELU, ...")] = "ReLU",
@@ -50,6 +58,9 @@ def refute(
     as_json: Json = False,
 ) -> None:
     """Look for two inputs on which a model that is too small cannot be right both times.
+
+    A bound holds for models that meet its hypotheses. Where the model does not meet one (a residual path,
+    say), the answer is that the bound does not apply, with the hypothesis.
 
     Without --weights the model has random weights from --seed. The witness is verified by running the model;
     with --out it is saved together with the model, and --replay runs it again (exit 1 if it no longer holds).
@@ -76,6 +87,8 @@ def refute(
         dim=dim,
         modulus=modulus,
         width=width,
+        value_width=value_width,
+        rank=rank,
         depth=depth,
         activation=activation,
         cell=cell,

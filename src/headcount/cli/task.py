@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from headcount.cli.common import Json, Seed, emit_json, show
+from headcount.cli.common import Json, Seed, emit_json, named_table, show
 from headcount.errors import HeadcountError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ Window = Annotated[int | None, typer.Option("--window", help="K: how far the oth
 Symbols = Annotated[int | None, typer.Option("--symbols", help="Number of input symbols.")]
 Hops = Annotated[int | None, typer.Option("--hops", help="k: how often an induction head is followed.")]
 Distinct = Annotated[bool | None, typer.Option("--distinct/--repeats", help="Whether indices of a tuple must differ.")]
+Nonlinear = Annotated[bool | None, typer.Option("--nonlinear/--linear", help="ngram: tanh of the sum, or the sum.")]
 Kind = Annotated[Literal["uniform", "balanced", "adversarial"], typer.Option("--kind", help="How sequences are drawn.")]
 
 task = typer.Typer(no_args_is_help=True, help="Synthetic tasks with exact answers.")
@@ -37,8 +38,6 @@ def register(app: typer.Typer) -> None:
 @task.command("list")
 def list_tasks(as_json: Json = False) -> None:
     """Every task, its sizes with their defaults, and what it asks."""
-    from rich.table import Table
-
     from headcount import tasks
 
     known = [tasks.get(name) for name in tasks.names()]
@@ -46,7 +45,7 @@ def list_tasks(as_json: Json = False) -> None:
         rows = [{"name": t.name, "answer": t.answer, "summary": t.summary, "sizes": t.parameters()} for t in known]
         emit_json({"tasks": rows})
         return
-    table = Table("task", "answer", "asked at token i", "sizes")
+    table = named_table("task", "answer", "asked at token i", "sizes")
     for t in known:
         sizes = ", ".join(f"{name} {value}" for name, value in t.parameters().items())
         table.add_row(t.name, t.answer, t.summary, sizes)
@@ -65,6 +64,7 @@ def sample(
     symbols: Symbols = None,
     hops: Hops = None,
     distinct: Distinct = None,
+    nonlinear: Nonlinear = None,
     count: Annotated[int, typer.Option("--count", help="How many sequences.")] = 1,
     kind: Kind = "uniform",
     seed: Seed = 0,
@@ -85,6 +85,7 @@ def sample(
         symbols=symbols,
         hops=hops,
         distinct=distinct,
+        nonlinear=nonlinear,
     )
     batch = chosen.sample(seed, count, kind)
     answer = {
@@ -112,19 +113,22 @@ def sample(
 @task.command("solve")
 def solve(
     name: Name,
-    source: Annotated[str, typer.Option("--input", help="JSON, .npy or a text of integers; - reads standard input.")],
+    source: Annotated[
+        str, typer.Option("--input", help="JSON, JSON Lines, .npy or a text of integers; - reads standard input.")
+    ],
     modulus: Modulus = None,
     order: Order = None,
     window: Window = None,
     symbols: Symbols = None,
     hops: Hops = None,
     distinct: Distinct = None,
+    nonlinear: Nonlinear = None,
     as_json: Json = False,
 ) -> None:
     """The exact answers for given inputs. Their length, sparsity and dimension are read off them.
 
-    Symbols: a list of integers (one sequence) or of such lists; a text holds one sequence. qSA: a JSON object
-    with z and y. The file of `task sample --save` brings its sizes along.
+    Symbols: a list of integers (one sequence) or of such lists. JSON Lines and text: each line is a sequence.
+    qSA: a JSON object with z and y, or one on each line. The file of `task sample --save` brings its sizes along.
     """
     from headcount import tasks
     from headcount.cli.inputs import read_inputs, sizes_of
@@ -138,6 +142,7 @@ def solve(
         "symbols": symbols,
         "hops": hops,
         "distinct": distinct,
+        "nonlinear": nonlinear,
     }
     sizes |= {key: value for key, value in given.items() if value is not None}
     sizes |= sizes_of(inputs)

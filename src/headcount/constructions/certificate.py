@@ -20,7 +20,7 @@ class Certificate(BaseModel):
     both. The two agree for the matching constructions.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     name: str
     embedding_dim: int
@@ -38,7 +38,8 @@ class Certificate(BaseModel):
     """Largest error that was asked for."""
     bits: int
     """Significand bits that suffice by a rounding analysis (in the construction's docstring) of the
-    operations named in ``headcount.constructions.simulate``."""
+    operations named in ``headcount.constructions.simulate``: for qSA to stay within epsilon, for matching to
+    read every answer rightly at 1/2."""
 
 
 class Failure(BaseModel):

@@ -12,7 +12,7 @@ from headcount import tasks
 from headcount.constructions.attention import AttentionUnit
 from headcount.constructions.base import Construction, ConstructionModule
 from headcount.constructions.certificate import Certificate
-from headcount.constructions.match_s import Levels, check_epsilon, nearest_miss
+from headcount.constructions.match_s import Levels, check_epsilon, check_tuples, nearest_miss
 from headcount.constructions.simulate import TokenMap
 
 
@@ -116,6 +116,7 @@ def build_match3_bigram(tokens: int = 64, modulus: int | None = None, epsilon: f
     task = tasks.get("match3-bigram", tokens=tokens, modulus=modulus)
     assert isinstance(task, tasks.Matching)
     check_epsilon(epsilon)
+    check_tuples(tokens, 2)
     m = task.residues
     turn = 2 * math.pi / (tokens + 1)
     place_gap = 2 * math.sin(turn / 2) ** 2

@@ -43,7 +43,7 @@ class Levels:
         r = ln(2/epsilon), and at least 2 ln J + 2: rounding errors of the logits grow with c, and c / r falls
         with r, so a wide margin is worth its larger scale (nothing is gained beyond a few ln J).
         """
-        margin = max(math.log(2 / epsilon), 2 * math.log(real) + 2)
+        margin = max(math.log(2) - math.log(epsilon), 2 * math.log(real) + 2)
         return cls(math.log(blanks) + margin, (math.log(real) + 2 * margin) / gap, margin)
 
 
@@ -127,11 +127,7 @@ def build_match_s(
     assert isinstance(task, tasks.Matching)
     if order not in ORDERS:
         raise HeadcountError(f"order {order} has no construction", fix="choose 2, 3 or 4")
-    if (tokens + 1) ** (order - 1) > TUPLE_LIMIT:
-        raise HeadcountError(
-            f"{tokens} tokens have {(tokens + 1) ** (order - 1):.1e} tuples of order {order}",
-            fix=f"use at most {int(TUPLE_LIMIT ** (1 / (order - 1))) - 1} tokens",
-        )
+    check_tuples(tokens, order)
     check_epsilon(epsilon)
     real = float(tokens ** (order - 1))
     blanks = float((tokens + 1) ** (order - 1)) - real
@@ -167,6 +163,15 @@ def build_match_s(
 def build_match2(tokens: int = 64, modulus: int | None = None, epsilon: float = 1e-3) -> Construction:
     """Weights for Match2: m = 3, one layer, one head (Sanford et al. 2023, Theorem 6); ``build_match_s``."""
     return build_match_s(tokens, modulus, 2, epsilon, "match2")
+
+
+def check_tuples(tokens: int, order: int) -> None:
+    """Refuse more logits of one token than ``TUPLE_LIMIT``."""
+    if (tokens + 1) ** (order - 1) > TUPLE_LIMIT:
+        raise HeadcountError(
+            f"{tokens} tokens have more than {TUPLE_LIMIT:,} tuples of order {order}",
+            fix=f"use at most {int(TUPLE_LIMIT ** (1 / (order - 1))) - 1} tokens",
+        )
 
 
 def check_epsilon(epsilon: float) -> None:

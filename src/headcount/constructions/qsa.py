@@ -11,9 +11,12 @@ from torch import Tensor
 from headcount.constructions.attention import AttentionUnit
 from headcount.constructions.base import ConstructionModule
 from headcount.constructions.simulate import TokenMap
+from headcount.errors import HeadcountError
 
 LEAST_GAP = 1e-300
 """Gap that a set without separation is given, so that its query stays finite: its tokens come out wrong."""
+NUMBERS_LIMIT = 2**27
+"""Most numbers of one matrix or one sequence: 1 GiB in float64."""
 
 
 class QueryMap(TokenMap):
@@ -66,29 +69,52 @@ class QSAModule(ConstructionModule):
         return self.unit(torch.cat([torch.zeros_like(z), w], dim=-1), torch.cat([z, keys], dim=-1))
 
 
+def check_size(tokens: int, sparsity: int, dim: int, key_dim: int) -> None:
+    """Refuse sizes whose keys, matrices or sequences do not fit a machine's memory (``NUMBERS_LIMIT``)."""
+    width = dim + key_dim
+    for what, numbers in (
+        (f"{tokens} tokens of {width} numbers", tokens * width),
+        (f"{tokens} sets of {sparsity} tokens", tokens * sparsity),
+        (f"matrices of {width} rows and columns", width * width),
+    ):
+        if numbers > NUMBERS_LIMIT:
+            raise HeadcountError(f"{what} are more than {NUMBERS_LIMIT:,} numbers", fix="choose smaller sizes")
+
+
 def depth_for(tokens: int, sparsity: int, epsilon: float) -> float:
     """Logit difference alpha * gap that leaves an error of epsilon / 2 in exact arithmetic.
 
     The mass off the set is rho <= (N-q)/q exp(-depth), and the output is (1 - rho) mean + rho (a convex
-    combination of vectors of norm at most 1), so the error is at most 2 rho. Zero where there is no other
-    token.
+    combination of vectors of norm at most 1), so the error is at most 2 rho, and depth = log(4 (N-q)/(q
+    epsilon)) will do. It is never below 0: where the logarithm is negative, uniform attention (depth 0) has
+    rho = (N-q)/N <= (N-q)/q < epsilon/4 already, while negative logits would pull the attention off the set.
+
+    >>> round(depth_for(24, 12, 0.25), 3), depth_for(24, 23, 0.49), depth_for(5, 5, 1e-3)
+    (2.773, 0.0, 0.0)
     """
     others = tokens - sparsity
-    return math.log(4 * others / (sparsity * epsilon)) if others else 0.0
+    # A difference of logarithms: the quotient overflows for the smallest epsilons.
+    return max(0.0, math.log(4 * others / sparsity) - math.log(epsilon)) if others else 0.0
 
 
-def sufficient_bits(terms: float, key_dim: int, tokens: int, depth: float, epsilon: float) -> int:
+def sufficient_bits(log2_terms: float, key_dim: int, tokens: int, depth: float, epsilon: float) -> int:
     """Significand bits that leave the other epsilon / 2 for rounding.
 
-    ``terms``: the largest sum over c of |w_c u_jc| of a scaled query. A logit carries per term 3 roundings
-    (query, key, product) and ceil(log2 k) of the tree, so it is off by delta <= u (3 + ceil(log2 k)) terms,
-    plus u * depth from the subtraction in the softmax. Weights then change by a factor e^(+-2 delta), which
-    moves the mean on the set by at most 2 (e^(2 delta) - 1) ~ 4 delta and multiplies the mass off it by
-    e^(2 delta). Rounding the values, the weights (exponential, quotient), their products and the sums' trees
-    of depth log2 N moves the output by at most u (2 log2 N + 6). All of it is below epsilon / 2 when
+    ``log2_terms``: log2 of the largest sum over c of |w_c u_jc| of a scaled query (minus infinity where the
+    query is 0). A logit carries per term 3 roundings (query, key, product) and ceil(log2 k) of the tree, so
+    it is off by delta <= u (3 + ceil(log2 k)) terms, plus u * depth from the subtraction in the softmax.
+    Weights then change by a factor e^(+-2 delta), which moves the mean on the set by at most 2 (e^(2 delta) -
+    1) ~ 4 delta and multiplies the mass off it by e^(2 delta). Rounding the values, the weights (exponential,
+    quotient), their products and the sums' trees of depth log2 N moves the output by at most u (2 log2 N +
+    6). All of it is below epsilon / 2 when
 
         u (5 ((3 + ceil(log2 k)) terms + depth) + 2 ceil(log2 N) + 6) <= epsilon / 2.
     """
-    logit = (3 + math.ceil(math.log2(key_dim)) if key_dim > 1 else 3) * terms + depth
-    total = 5 * logit + 2 * math.ceil(math.log2(tokens)) + 6 if tokens > 1 else 6.0
-    return math.ceil(math.log2(2 * total / epsilon))
+    per_term = 5 * (3 + math.ceil(math.log2(key_dim)))
+    rest = 5 * depth + 2 * math.ceil(math.log2(tokens)) + 6
+    # In logarithms, for terms has up to 2000 bits.
+    if log2_terms > 0:
+        log2_total = log2_terms + math.log2(per_term + rest * 2**-log2_terms)
+    else:
+        log2_total = math.log2(per_term * 2**log2_terms + rest)
+    return math.ceil(1 + log2_total - math.log2(epsilon))

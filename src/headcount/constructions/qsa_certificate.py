@@ -14,7 +14,7 @@ from headcount import tasks
 from headcount.constructions.base import Construction
 from headcount.constructions.certificate import Certificate, Guarantee
 from headcount.constructions.match_s import check_epsilon
-from headcount.constructions.qsa import QSAModule, QueryMap, depth_for, sufficient_bits
+from headcount.constructions.qsa import QSAModule, QueryMap, check_size, depth_for, sufficient_bits
 from headcount.constructions.separators import ENOUGH, coherence, coherence_gap, separate
 from headcount.errors import HeadcountError
 from headcount.progress import Progress, silent
@@ -88,19 +88,21 @@ def build_qsa_certificate(
     beyond the sizes that can be enumerated, the mutual coherence of the keys must give every set a gap of 1/2
     (``coherence_gap``): that takes k of order q^2 log N. ``key_dim`` sets k and skips the search.
 
-    Rounding: ``sufficient_bits``, with the largest query over the sets tried.
+    Rounding: ``sufficient_bits``, with the largest query over the sets tried that have a positive gap.
     """
     task = tasks.get("qsa", tokens=tokens, sparsity=sparsity, dim=dim)
     check_epsilon(epsilon)
     if key_dim is not None and key_dim < 1:
         raise HeadcountError(f"key_dim {key_dim} is below 1", fix="choose one, or leave it to the search")
-    search = _Search(tokens, sparsity, seed, guarantee, progress)
+    check_size(tokens, sparsity, dim, key_dim or 1)
+    search = _Search(tokens, sparsity, dim, seed, guarantee, progress)
     keys = search.smallest() if key_dim is None else sign_keys(seed, tokens, key_dim)
     depth = depth_for(tokens, sparsity, epsilon)
     module = CertificateModule(dim, depth, ASKED_GAP, keys)
     w, gaps = module.queries.separators(search.sets)
     gap = float(gaps.min())
-    terms = float((w.abs().sum(1) * depth / gaps.clamp(min=1e-12)).max())
+    accepted = gaps > 0
+    terms = float((w.abs().sum(1) * depth / gaps)[accepted].max()) if accepted.any() else 0.0
     k = keys.shape[1]
     certificate = Certificate(
         name="qsa-certificate",
@@ -113,7 +115,7 @@ def build_qsa_certificate(
         gap=gap,
         scale=depth / gap if gap > 0 else math.inf,
         epsilon=epsilon,
-        bits=sufficient_bits(terms, k, tokens, depth, epsilon),
+        bits=sufficient_bits(math.log2(terms) if terms else -math.inf, k, tokens, depth, epsilon),
     )
     return Construction(task, module, certificate)
 
@@ -121,8 +123,10 @@ def build_qsa_certificate(
 class _Search:
     """The smallest number of dimensions whose keys pass the check."""
 
-    def __init__(self, tokens: int, sparsity: int, seed: int, guarantee: Guarantee, progress: Progress) -> None:
-        self.tokens, self.sparsity, self.seed, self.progress = tokens, sparsity, seed, progress
+    def __init__(
+        self, tokens: int, sparsity: int, dim: int, seed: int, guarantee: Guarantee, progress: Progress
+    ) -> None:
+        self.tokens, self.sparsity, self.dim, self.seed, self.progress = tokens, sparsity, dim, seed, progress
         self.enumerated = math.comb(tokens, sparsity) <= ENUMERATED_SETS
         self.by_coherence = guarantee == "all inputs" and not self.enumerated
         if self.enumerated:
@@ -153,6 +157,7 @@ class _Search:
         return keys
 
     def _passing(self, key_dim: int) -> Tensor | None:
+        check_size(self.tokens, self.sparsity, self.dim, key_dim)
         for trial in range(_SEEDS if self.tokens <= _SEEDED_TOKENS else 1):
             keys = sign_keys(self.seed, self.tokens, key_dim, trial)
             if self.by_coherence:

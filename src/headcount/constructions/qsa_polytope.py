@@ -14,7 +14,15 @@ from headcount import tasks
 from headcount.constructions.base import Construction
 from headcount.constructions.certificate import Certificate
 from headcount.constructions.match_s import check_epsilon
-from headcount.constructions.qsa import QSAModule, QueryMap, depth_for, sufficient_bits
+from headcount.constructions.qsa import (
+    LEAST_GAP,
+    QSAModule,
+    QueryMap,
+    check_size,
+    depth_for,
+    sufficient_bits,
+)
+from headcount.errors import HeadcountError
 
 
 class CurveKeys(QueryMap):
@@ -117,14 +125,20 @@ def build_qsa_polytope(tokens: int = 64, sparsity: int = 2, dim: int = 8, epsilo
     The gap is what makes it fragile: for q neighbours it is prod (1 - cos(2 pi d/N)), about
     (2 pi^2/N^2)^q (floor(q/2)!)^2 (ceil(q/2)!)^2 for q << N, so about 2 q log2(N/q) bits are needed. The
     coefficients of one factor have absolute sum 2, so those of the product at most 2^q; with the worst set's
-    gap this bounds the rounding (``sufficient_bits``).
+    gap this bounds the rounding (``sufficient_bits``). Gaps below 1e-300, where float64 ends, are refused.
     """
     task = tasks.get("qsa", tokens=tokens, sparsity=sparsity, dim=dim)
     check_epsilon(epsilon)
+    check_size(tokens, sparsity, dim, 2 * sparsity)
     depth = depth_for(tokens, sparsity, epsilon)
     gap = least_curve_gap(tokens, sparsity)
+    if gap < LEAST_GAP:
+        raise HeadcountError(
+            f"the gap of {sparsity} neighbours among {tokens} tokens is below {LEAST_GAP:g}",
+            fix="choose a smaller sparsity, or qsa-certificate",
+        )
     # |2 c_l| over cosines and sines is at most sqrt(2) times the sum of the complex coefficients.
-    terms = math.sqrt(2) * 2.0**sparsity * depth / gap
+    log2_terms = 0.5 + sparsity + math.log2(depth / gap) if depth else -math.inf
     certificate = Certificate(
         name="qsa-polytope",
         embedding_dim=dim + 2 * sparsity,
@@ -136,6 +150,6 @@ def build_qsa_polytope(tokens: int = 64, sparsity: int = 2, dim: int = 8, epsilo
         gap=gap,
         scale=depth / gap,
         epsilon=epsilon,
-        bits=sufficient_bits(terms, 2 * sparsity, tokens, depth, epsilon),
+        bits=sufficient_bits(log2_terms, 2 * sparsity, tokens, depth, epsilon),
     )
     return Construction(task, PolytopeModule(dim, tokens, sparsity, depth), certificate)

@@ -8,7 +8,8 @@ from torch import Tensor
 _ROWS = 512  # sets that are worked on at once
 _ROUNDS = 24
 _VIOLATORS = 16  # keys that are newly held in one round, at most
-EXACT = 1e-9  # how well the equations on the set must be met; dependent keys may contradict them
+EXACT = 1e-9  # how well the equations on the set must be met, in gaps; dependent keys may contradict them
+LEAST = 1e-6  # gaps below this are taken for none: equal keys have one of the size of rounding errors
 ENOUGH = 0.8  # a set is done at this share of the wanted gap: the last bit takes the most rounds
 
 
@@ -24,10 +25,11 @@ def separate(keys: Tensor, sets: Tensor, on: Tensor, gap: float) -> tuple[Tensor
 
     Shapes: ``keys`` (N, k) of entries +-1, ``sets`` (rows, q), ``on`` (rows, q) or (q,). Returns w (rows, k)
     and the gap that each row has: its smallest ``on`` minus its largest <w, u_j> off the set. A gap that is
-    not positive says that no separation was found; infinity, that there is no other key.
+    not positive says that no separation was found (minus infinity, with w = 0: none that meets the equations
+    and exceeds ``LEAST``); infinity, that there is no other key.
     """
     on = on.expand(sets.shape)
-    w = keys.new_empty(len(sets), keys.shape[1])
+    w = keys.new_zeros(len(sets), keys.shape[1])
     found = keys.new_full((len(sets),), -torch.inf)
     left = torch.arange(len(sets), device=sets.device)
     for wanted in (gap, gap / 2, gap / 4, gap / 8, gap / 32):
@@ -96,16 +98,20 @@ class _Block:
             if held.shape[1]:
                 pushed = torch.where(active[last], multipliers[:, chosen.shape[1] :], 0.0)
                 solution += (self.keys[held[last]].mT @ pushed[..., None])[..., 0]
-            rest = self.on[rows] - (chosen @ solution[..., None])[..., 0]
-            # One step of refinement of the equations on the set, which the ridge leaves open by 1e-12.
             gram = chosen @ chosen.mT
             gram.diagonal(dim1=-2, dim2=-1).add_(1e-12 * gram.shape[-1])
-            solution += (chosen.mT @ torch.linalg.solve(gram, rest[..., None]))[..., 0]
+            # Refine the equations on the set, which the ridge leaves open by 1e-12, and by more where held keys
+            # are nearly dependent: then one step leaves 1e-14, two leave rounding errors.
+            for _ in range(2):
+                rest = self.on[rows] - (chosen @ solution[..., None])[..., 0]
+                solution += (chosen.mT @ torch.linalg.solve(gram, rest[..., None]))[..., 0]
             w[rows] = solution
         values = w @ self.keys.T
-        missed = (values.gather(1, self.sets) - self.on).abs().amax(1) > EXACT
+        missed = (values.gather(1, self.sets) - self.on).abs().amax(1)
         gaps = self.on.amin(1) - values.scatter_(1, self.sets, -torch.inf).amax(1)
-        return w, torch.where(missed, -torch.inf, gaps)
+        # An error on the set counts as many times as the gap is scaled up to the depth.
+        rounding = (gaps > 0) & ((gaps < LEAST) | (missed > EXACT * gaps.clamp(max=1)))
+        return w, torch.where(rounding | (missed > EXACT), -torch.inf, gaps)
 
     def _least_norm(self, rows: Tensor, held: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """Multipliers (rows, q + held) of the w of least norm with A w = (on, limit), and w in float32."""

@@ -30,8 +30,11 @@ Answer = Literal["binary", "class", "vector"]
 """``binary``: 0 or 1 at each token. ``class``: an integer, or ``NO_ANSWER``. ``vector``: a point of R^d'."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-NO_ANSWER = -1
-"""The target of a token that is asked nothing, in tasks whose answer is a class; never scored."""
+NO_ANSWER = -100
+"""The target of a token that is asked nothing, in tasks whose answer is a class; never scored. It is the default
+``ignore_index`` of torch's losses, which therefore skip such tokens without being told."""
+SIZE_LIMIT = 2**58
+"""Sizes above this are refused: sums of a few of them must fit 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,8 @@ class Task(ABC):
                 f"{name} must be an integer of at least {smallest}, not {value}",
                 fix=f"give --{name} {smallest} or more",
             )
+        if value > SIZE_LIMIT:
+            raise HeadcountError(f"{name} {value} is above {SIZE_LIMIT}", fix=f"choose a smaller {name}")
 
     def _named(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """The arrays of ``input_names``, in that order."""

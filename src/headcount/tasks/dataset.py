@@ -17,7 +17,7 @@ class TaskDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     Sequences are drawn in blocks, block b from the seed derived from (seed, b), so that item i is the same
     whatever order, worker or length it is read in. Inputs: ``task.model_input``, int64 symbols (N,) or
     float32 (N, features). Targets: float32 for binary and vector answers, int64 for classes, with
-    ``NO_ANSWER`` (-1) where nothing is asked (``ignore_index=-1`` of cross_entropy).
+    ``NO_ANSWER`` (-100) where nothing is asked, which torch's cross_entropy ignores.
 
     >>> from headcount import tasks
     >>> x, target = TaskDataset(tasks.get("match3", tokens=8), length=100, seed=0)[99]

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from headcount.errors import HeadcountError
 from headcount.tasks.balance import balanced_sequence
-from headcount.tasks.base import Answer, Task
+from headcount.tasks.base import SIZE_LIMIT, Answer, Task
 from headcount.tasks.residues import ROWS_LIMIT, triples_to_zero, tuples_to_zero
 
-MODULUS_LIMIT = 2**58
-"""Sums of a few residues must fit 64 bits."""
+ORDER_LIMIT = 64
+"""Most residues that a tuple sums; there is one convolution for each."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,6 @@ class Matching(Task):
         if self.modulus is None:
             object.__setattr__(self, "modulus", max(self.arity + 1, self.natural_modulus))
         self._at_least("modulus", 2)
-        if self.residues > MODULUS_LIMIT:
-            raise HeadcountError(f"modulus {self.modulus} is above {MODULUS_LIMIT}", fix="choose a smaller modulus")
 
     @property
     def residues(self) -> int:
@@ -77,8 +75,7 @@ class Matching(Task):
         T tuples hit 0 with probability 1 - exp(-T/M), so M = T / ln 2; T = N^(s-1) / (s-1)!, since the
         orders of the other s - 1 tokens give the same sum.
         """
-        tuples = self.tokens ** (self.arity - 1) / math.factorial(self.arity - 1)
-        return min(MODULUS_LIMIT, round(tuples / math.log(2)))
+        return modulus_for(self.tokens ** (self.arity - 1), math.factorial(self.arity - 1))
 
     @abstractmethod
     def label(self, x: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -128,6 +125,8 @@ class MatchS(Matching):
 
     def __post_init__(self) -> None:
         self._at_least("order", 2)
+        if self.order > ORDER_LIMIT:
+            raise HeadcountError(f"order {self.order} is above {ORDER_LIMIT}", fix="choose a smaller order")
         super().__post_init__()
 
     @property
@@ -174,6 +173,17 @@ class Match3(MatchS):
     def __post_init__(self) -> None:
         _fixed_order(self, 3)
         super().__post_init__()
+
+
+def modulus_for(tuples: int, orders: int = 1) -> int:
+    """M = (tuples / orders) / ln 2, rounded, between 1 and ``SIZE_LIMIT``.
+
+    >>> modulus_for(64**2, 2), modulus_for(10**400) == SIZE_LIMIT
+    (2955, True)
+    """
+    if tuples >= SIZE_LIMIT * orders:  # the quotient might not be a float64
+        return SIZE_LIMIT
+    return min(SIZE_LIMIT, max(1, round(tuples / orders / math.log(2))))
 
 
 def _fixed_order(task: MatchS, order: int) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headcount.tasks.match import MODULUS_LIMIT, Matching
+from headcount.tasks.match import Matching, modulus_for
 from headcount.tasks.residues import Residues
 
 
@@ -35,7 +34,7 @@ class Match3Local(Matching):
     def natural_modulus(self) -> int:
         """As for Match3, with the window's 2K+1 tokens in the place of all N."""
         seen = min(self.tokens, 2 * self.window + 1)
-        return min(MODULUS_LIMIT, max(1, round(seen**2 / 2 / math.log(2))))
+        return modulus_for(seen**2, 2)
 
     def places(self, rng: np.random.Generator, token: int) -> NDArray[np.int64]:
         """i and two others inside its window."""
@@ -85,7 +84,7 @@ class Match3Bigram(Matching):
     @property
     def natural_modulus(self) -> int:
         """N - 1 pairs are tried, so M = (N - 1) / ln 2."""
-        return max(1, round((self.tokens - 1) / math.log(2)))
+        return modulus_for(self.tokens - 1)
 
     def places(self, rng: np.random.Generator, token: int) -> NDArray[np.int64]:
         """i, j, j+1 with i outside the pair where that is possible."""
