@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from headcount.pretrained.loading import open_model
+from headcount.pretrained.opening.loading import open_model
 
 GIB = 2**30
 

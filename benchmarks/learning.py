@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from headcount.experiments.spec import RunSpec
-from headcount.experiments.train import train
+from headcount.lab.specs.run import RunSpec
+from headcount.lab.train.loop import train
 
 RECIPES = (
     {"task": "qsa", "tokens": 20, "sparsity": 3, "dim": 4, "model": "attention"},

@@ -18,16 +18,10 @@ from dataclasses import dataclass
 
 import torch
 
-from headcount.attention.bench import (
-    GEMM_SIZE,
-    extra_peak_bytes,
-    least_seconds,
-    naive_seconds,
-    thread_count,
-)
+from headcount.attention.bench.measure import GEMM_SIZE, extra_peak_bytes, least_seconds, naive_seconds, thread_count
+from headcount.attention.bench.problem import DTYPES, Problem
 from headcount.attention.kernels import build
-from headcount.attention.pairwise import on_accelerator, pairwise
-from headcount.attention.problem import DTYPES, Problem
+from headcount.attention.operators.pairwise import on_accelerator, pairwise
 
 MIB = 2**20
 

@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot
 
-from headcount.plan.make import Plan
+from headcount.trimming.plan.make import Plan
 
 
 def main(folder: str, picture: str) -> None:

@@ -19,13 +19,13 @@ from theory_sizes import SMALL, Case
 from headcount import bounds, constructions, tasks
 from headcount.bounds import Sizes
 from headcount.bounds.built import Built, LimbPolytope, built_match3, built_qsa
-from headcount.bounds.layers import histogram_layer, match3_from_histogram, match3_from_thresholds, threshold_layer
-from headcount.bounds.qsa_bits import EMBEDDING
-from headcount.bounds.widths import VALUE_WIDTH
+from headcount.bounds.statements.qsa_bits import EMBEDDING
 from headcount.constructions import Construction
-from headcount.constructions.match_s import Levels
-from headcount.constructions.wide import polytope_outputs
-from headcount.errors import HeadcountError
+from headcount.constructions.matching.any_order import Levels
+from headcount.constructions.qsa.wide import polytope_outputs
+from headcount.core.errors import HeadcountError
+from headcount.pbit.examples import histogram_layer, match3_from_histogram, match3_from_thresholds, threshold_layer
+from headcount.pbit.widths import VALUE_WIDTH
 
 FLOAT64 = 53
 SIMULATED = 20

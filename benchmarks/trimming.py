@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from headcount.cli.common import progress_bars
-from headcount.evaluate.result import summary_json
-from headcount.evaluate.run import evaluate
 from headcount.pipeline import Choice, make_trimmed
-from headcount.pretrained.loading import open_model
+from headcount.pretrained.opening.loading import open_model
+from headcount.trimming.evaluate.result import summary_json
+from headcount.trimming.evaluate.run import evaluate
 
 REPAIRED = [Choice(cache, form) for cache in (0.5, 0.75) for form in ("fast", "small")]  # type: ignore[arg-type]
 ALLOCATORS = [

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+ROOT = Path(__file__).parents[1]
+"""The repository."""
+
 SMALL: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 48,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import headcount
 
@@ -24,7 +24,7 @@ def test_examples_hold(name: str) -> None:
 
 @pytest.mark.parametrize("page", ["bounds", "constructions", "tasks"])
 def test_examples_of_the_pages_hold(page: str) -> None:
-    path = Path(__file__).parent.parent / "docs" / f"{page}.md"
+    path = ROOT / "docs" / f"{page}.md"
     result = doctest.testfile(str(path), module_relative=False)
     assert result.failed == 0 < result.attempted
 

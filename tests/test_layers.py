@@ -6,8 +6,9 @@ import ast
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-SOURCE = Path(__file__).parent.parent / "src" / "headcount"
+SOURCE = ROOT / "src" / "headcount"
 
 LAYERS = {
     "errors": 0,

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from headcount import memory
-from headcount.memory import available_bytes, method_for, peak_memory
+from headcount.core import memory
+from headcount.core.memory import available_bytes, method_for, peak_memory
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headcount.seeds import derive, numpy_generator, torch_generator
+from headcount.core.seeds import derive, numpy_generator, torch_generator
 
 NAMES = st.lists(st.one_of(st.text(max_size=5), st.integers(-5, 50)), max_size=3).map(tuple)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headcount.errors import HeadcountError
-from headcount.spec import DTYPE_BYTES, LayerSpec, ModelSpec
+from headcount.core.errors import HeadcountError
+from headcount.core.spec import DTYPE_BYTES, LayerSpec, ModelSpec
 
 SMOLLM: dict[str, Any] = {
     "hidden": 576,

@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from headcount.errors import HeadcountError
-from headcount.store import (
+from headcount.core.errors import HeadcountError
+from headcount.core.store import (
     MARKER,
     digest,
     open_run_folder,
@@ -248,7 +248,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     place = tmp_path / "file.json"
     write_json(place, {"x": 1})
     code = (
-        "import sys, time; from pathlib import Path; from headcount.store import write_atomic\n"
+        "import sys, time; from pathlib import Path; from headcount.core.store import write_atomic\n"
         "def slow(place):\n"
         "    place.write_text('{\"x\": '); print('writing', flush=True); time.sleep(60)\n"
         f"write_atomic(Path({str(place)!r}), slow)"

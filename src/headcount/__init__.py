@@ -21,38 +21,54 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from headcount.pretrained.register import register_with_transformers
+from headcount.pretrained.runtimes.register import register_with_transformers
 
 if TYPE_CHECKING:
     from headcount import bounds as bounds
     from headcount import constructions as constructions
     from headcount import tasks as tasks
-    from headcount.audit.record import Audit as Audit
-    from headcount.audit.run import audit as audit
-    from headcount.bounds.dispatch import refute as refute
-    from headcount.evaluate.result import Evaluation as Evaluation
-    from headcount.evaluate.run import evaluate as evaluate
-    from headcount.plan.make import Plan as Plan
-    from headcount.plan.make import plan as plan
-    from headcount.pretrained.calibration import calibration_tokens as calibration_tokens
     from headcount.pretrained.families import read_spec as read_spec
-    from headcount.pretrained.loading import OpenModel as OpenModel
-    from headcount.pretrained.loading import open_model as open_model
-    from headcount.trim.run import trim as trim
+    from headcount.pretrained.opening.loading import OpenModel as OpenModel
+    from headcount.pretrained.opening.loading import open_model as open_model
+    from headcount.pretrained.text.calibration import calibration_tokens as calibration_tokens
+    from headcount.refutation.dispatch import refute as refute
+    from headcount.trimming.audit.record import Audit as Audit
+    from headcount.trimming.audit.run import audit as audit
+    from headcount.trimming.evaluate.result import Evaluation as Evaluation
+    from headcount.trimming.evaluate.run import evaluate as evaluate
+    from headcount.trimming.plan.make import Plan as Plan
+    from headcount.trimming.plan.make import plan as plan
+    from headcount.trimming.trim.run import trim as trim
 
 __version__ = "0.1.0.dev0"
 
-_PACKAGES = ("audit", "bounds", "constructions", "evaluate", "plan", "tasks", "trim")
-"""Subpackages; those that are verbs can be called (see ``headcount.verbs``)."""
+_PACKAGES = (
+    "attention",
+    "bounds",
+    "constructions",
+    "lab",
+    "lags",
+    "pbit",
+    "pretrained",
+    "probes",
+    "protocols",
+    "refutation",
+)
+_PACKAGES += ("report", "shapes", "tasks", "trimming")
 _PLACES = {
-    "Audit": "headcount.audit.record",
-    "Evaluation": "headcount.evaluate.result",
-    "OpenModel": "headcount.pretrained.loading",
-    "Plan": "headcount.plan.make",
-    "calibration_tokens": "headcount.pretrained.calibration",
-    "open_model": "headcount.pretrained.loading",
+    "Audit": "headcount.trimming.audit.record",
+    "Evaluation": "headcount.trimming.evaluate.result",
+    "HeadcountError": "headcount.core.errors",
+    "OpenModel": "headcount.pretrained.opening.loading",
+    "Plan": "headcount.trimming.plan.make",
+    "audit": "headcount.trimming.audit.run",
+    "calibration_tokens": "headcount.pretrained.text.calibration",
+    "evaluate": "headcount.trimming.evaluate.run",
+    "open_model": "headcount.pretrained.opening.loading",
+    "plan": "headcount.trimming.plan.make",
     "read_spec": "headcount.pretrained.families",
-    "refute": "headcount.bounds.dispatch",
+    "refute": "headcount.refutation.dispatch",
+    "trim": "headcount.trimming.trim.run",
 }
 __all__ = [*_PACKAGES, *_PLACES, "__version__"]
 

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headcount.audit.record import RECORD, Audit, Metric
-from headcount.audit.run import check_inputs, resolve_matmul_dtype, run_audit
-from headcount.errors import HeadcountError
-from headcount.evaluate.result import Evaluation
-from headcount.evaluate.result import summary_json as evaluation_json
-from headcount.evaluate.run import evaluate
-from headcount.plan.make import Allocator, Plan, PlanForm, plan
-from headcount.pretrained.calibration import KEPT_TOKENS, counted_windows, own_tokens, written_blocks
+from headcount.core.errors import HeadcountError
+from headcount.core.progress import Progress, silent
+from headcount.core.store import digest, open_run_folder
 from headcount.pretrained.families import read_spec
-from headcount.pretrained.loading import OpenModel, fingerprint
-from headcount.pretrained.texts import read_file
-from headcount.progress import Progress, silent
-from headcount.store import digest, open_run_folder
-from headcount.trim.card import CARD, cost_text, write_cost
-from headcount.trim.run import trim_to_folder
+from headcount.pretrained.opening.loading import OpenModel, fingerprint
+from headcount.pretrained.text.calibration import KEPT_TOKENS, counted_windows, own_tokens, written_blocks
+from headcount.pretrained.text.texts import read_file
+from headcount.trimming.audit.record import RECORD, Audit, Metric
+from headcount.trimming.audit.run import check_inputs, resolve_matmul_dtype, run_audit
+from headcount.trimming.evaluate.result import Evaluation
+from headcount.trimming.evaluate.result import summary_json as evaluation_json
+from headcount.trimming.evaluate.run import evaluate
+from headcount.trimming.plan.make import Allocator, Plan, PlanForm, plan
+from headcount.trimming.trim.card import CARD, cost_text, write_cost
+from headcount.trimming.trim.run import trim_to_folder
 
 
 def audit_model(
@@ -229,7 +229,7 @@ def demo(
     have in common: one audit serves every budget and form.
     """
     from headcount.report.collect import from_run, made_by
-    from headcount.report.page import write_report
+    from headcount.report.page.document import write_report
 
     choice = Choice(cache, form, allocator, metric, repair)
     label = choice.label

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from headcount import attention
-from headcount.attention import reference
-from headcount.seeds import torch_generator
+from headcount.attention.machinery import reference
+from headcount.core.seeds import torch_generator
 
 FLOAT64, FLOAT32, BFLOAT16 = torch.float64, torch.float32, torch.bfloat16
 

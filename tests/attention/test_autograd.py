@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from headcount import attention
-from headcount.attention import autograd, bench
+from headcount.attention.bench import measure as bench
 from headcount.attention.kernels import build
-from headcount.errors import HeadcountError
+from headcount.attention.machinery import autograd
+from headcount.core.errors import HeadcountError
 
 SMALL = [
     cases.Case(kind, cases.FLOAT64, 1, 2, 1, mask, window, tokens=3, dim=2, v_dim=2)

@@ -10,13 +10,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from headcount.attention import bench
+from headcount.attention.bench import measure as bench
+from headcount.attention.bench.naive import naive
+from headcount.attention.bench.problem import OPERATORS, Problem
 from headcount.attention.kernels import build
-from headcount.attention.naive import naive
-from headcount.attention.problem import OPERATORS, Problem
 from headcount.cli import main
-from headcount.errors import HeadcountError
-from headcount.memory import peak_memory
+from headcount.core.errors import HeadcountError
+from headcount.core.memory import peak_memory
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headcount import attention
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 
 X = torch.zeros(2, 4, 6, 8)
 KV = torch.zeros(2, 2, 6, 8)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from headcount import attention
-from headcount.attention import reference
 from headcount.attention.kernels import build
-from headcount.errors import HeadcountError
+from headcount.attention.machinery import reference
+from headcount.core.errors import HeadcountError
 
 BUILT = build.build()
 needs_compiler = pytest.mark.skipif(BUILT.library is None, reason=f"no kernels: {BUILT.reason}")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headcount.attention import masks
+from headcount.attention.machinery import masks
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headcount.attention import SelfAttention, reference
-from headcount.errors import HeadcountError
+from headcount.attention import SelfAttention
+from headcount.attention.machinery import reference
+from headcount.core.errors import HeadcountError
 
 
 def tokens(*shape: int, seed: int = 0) -> Tensor:

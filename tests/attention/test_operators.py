@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headcount.attention.kernels import build
-from headcount.attention.pairwise import FEW_ROWS
+from headcount.attention.operators.pairwise import FEW_ROWS
 
 # Relative to the size of what is compared (at least 1 for outputs, 4 for gradients). float64, float32:
 # rounding through at most 6^4 terms and a softmax, some hundred units of the last place. bfloat16: the inputs

@@ -11,8 +11,8 @@ from test_operators import assert_close, check
 from torch import Tensor
 
 from headcount import attention
-from headcount.attention import reference
 from headcount.attention.kernels import build
+from headcount.attention.machinery import reference
 
 FLOAT64 = torch.float64
 
@@ -136,7 +136,7 @@ def test_pairwise_is_pytorch_s_own() -> None:
 
 
 def test_what_other_devices_run_is_the_same() -> None:
-    from headcount.attention.pairwise import on_accelerator
+    from headcount.attention.operators.pairwise import on_accelerator
 
     q, k, v = randn(2, 4, 9, 5, seed=1), randn(2, 2, 9, 5, seed=2), randn(2, 2, 9, 3, seed=3)
     for causal in (False, True):

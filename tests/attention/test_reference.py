@@ -8,8 +8,8 @@ from itertools import product
 import pytest
 import torch
 
-from headcount.attention import reference
-from headcount.errors import HeadcountError
+from headcount.attention.machinery import reference
+from headcount.core.errors import HeadcountError
 
 N, D, E = 3, 2, 2
 

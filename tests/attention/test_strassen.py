@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from headcount import attention
-from headcount.attention import factorised, reference, strassen_exact
 from headcount.attention.kernels import build
+from headcount.attention.machinery import factorised, reference, strassen_exact
 
 BOTH = pytest.mark.parametrize("path", ["torch", "auto"])
 

@@ -11,8 +11,8 @@ import pytest
 from headcount import bounds, tasks
 from headcount.bounds.base import Sizes
 from headcount.bounds.built import LimbPolytope, built_match3, built_qsa, smallest_built, smallest_value_width
-from headcount.bounds.layers import histogram_layer, threshold_bits, threshold_layer
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
+from headcount.pbit.examples import histogram_layer, threshold_bits, threshold_layer
 
 
 @pytest.mark.parametrize(("n", "q", "p"), [(5, 2, 2), (7, 2, 3), (8, 3, 4), (6, 5, 8), (9, 1, 16), (4, 4, 5)])

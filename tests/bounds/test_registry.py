@@ -6,7 +6,7 @@ import pytest
 
 from headcount import bounds
 from headcount.bounds.base import Bound, Quantity, Sizes
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 
 SECTION_3 = {  # THEORY.md section 3: id, constant explicit?
     "qsa-bits": True,

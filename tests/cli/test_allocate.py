@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from headcount.allocation.solver import tails
-from headcount.allocation.spectra import random_spectra
-from headcount.allocation.table import shipped
 from headcount.cli import main
+from headcount.lags.solver import tails
+from headcount.lags.spectra import random_spectra
+from headcount.lags.table import shipped
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

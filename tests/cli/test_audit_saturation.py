@@ -50,8 +50,8 @@ def test_saturation(
     assert b"saturation of queries and keys" in drawn
     assert (tmp_path / "s" / "saturation.png").read_bytes().startswith(b"\x89PNG")
     # The run is finished: the same command draws, and measures nothing.
-    monkeypatch.setattr("headcount.audit.saturation_run.visit_layers", None)
-    monkeypatch.setattr("headcount.audit.saturation_run.token_losses", None)
+    monkeypatch.setattr("headcount.probes.saturation.run.visit_layers", None)
+    monkeypatch.setattr("headcount.probes.saturation.run.token_losses", None)
     assert run(*command, "--figure", tmp_path / "results") == 0
     shown = capsys.readouterr().out
     words = " ".join(shown.split())

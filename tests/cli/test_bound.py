@@ -142,8 +142,8 @@ def test_the_protocol_counts_the_value_width(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_protocol_that_differs_exits_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from headcount.bounds import experiment
-    from headcount.bounds.protocol import Run, run_match3
+    from headcount.protocols import experiment
+    from headcount.protocols.two_party import Run, run_match3
 
     def off_by_one(*arguments: Any) -> Run:
         run = run_match3(*arguments)

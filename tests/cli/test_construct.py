@@ -10,7 +10,7 @@ import pytest
 
 from headcount import constructions
 from headcount.cli import construct, main
-from headcount.experiments import cliff, dimensions
+from headcount.lab.figures import cliff, dimensions
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -69,7 +69,7 @@ def test_the_checkpoint_answers_without_headcount(quick: dict[str, Any]) -> None
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    from headcount.pretrained.loading import open_model
+    from headcount.pretrained.opening.loading import open_model
 
     own = open_model(quick["model"])
     assert own.tokenizer is not None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import run, tiny_model, tiny_tokenizer
 
-from headcount.store import read_tensors
+from headcount.core.store import read_tensors
 
 AUDIT = ["--tokens", "192", "--context", "32", "--matmul-dtype", "model"]
 LINE = "Unused attention: layer 1 (its output is the same for every token)."

@@ -13,13 +13,13 @@ import torch
 from headcount import bounds, constructions, tasks
 from headcount.bounds.base import Sizes
 from headcount.bounds.built import LimbPolytope, built_qsa
-from headcount.bounds.widths import denominator_bits, numerator_bits
 from headcount.constructions import Construction
-from headcount.constructions.match_s import build_match_s
-from headcount.constructions.qsa import depth_for, sufficient_bits
+from headcount.constructions.matching.any_order import build_match_s
+from headcount.constructions.qsa.unit import depth_for, sufficient_bits
 from headcount.constructions.separators import separate
-from headcount.errors import HeadcountError
-from headcount.experiments.dimensions import lower_bound
+from headcount.core.errors import HeadcountError
+from headcount.lab.figures.dimensions import lower_bound
+from headcount.pbit.widths import denominator_bits, numerator_bits
 from headcount.tasks.match import modulus_for
 
 UNIFORM_SUFFICES = [(24, 23, 0.49), (24, 22, 0.49), (12, 11, 0.49), (10, 9, 0.48), (16, 15, 0.4)]

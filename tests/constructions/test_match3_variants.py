@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headcount import constructions
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 
 
 @pytest.mark.parametrize("tokens, modulus", [(1, 3), (2, 7), (3, 6), (4, 5), (5, 3)])

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headcount import constructions
-from headcount.constructions.match_s import Levels, build_match_s
-from headcount.errors import HeadcountError
+from headcount.constructions.matching.any_order import Levels, build_match_s
+from headcount.core.errors import HeadcountError
 
 
 @settings(max_examples=60, deadline=None)

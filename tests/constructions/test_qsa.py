@@ -10,16 +10,12 @@ import pytest
 import torch
 
 from headcount import constructions, tasks
-from headcount.constructions import qsa_certificate
-from headcount.constructions.qsa_certificate import build_qsa_certificate, sign_keys
-from headcount.constructions.qsa_polytope import (
-    build_qsa_polytope,
-    curve_gap,
-    curve_query,
-    least_curve_gap,
-)
+from headcount.constructions.qsa import certified as qsa_certificate
+from headcount.constructions.qsa.certified import build_qsa_certificate, sign_keys
+from headcount.constructions.qsa.curve import curve_gap, curve_query, least_curve_gap
+from headcount.constructions.qsa.polytope import build_qsa_polytope
 from headcount.constructions.separators import coherence, coherence_gap, separate
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 from headcount.tasks import Batch
 from headcount.tasks.subsets import random_subsets
 

@@ -9,7 +9,7 @@ import torch
 
 from headcount import constructions
 from headcount.constructions.verify import verify_kinds
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 
 SIZES = {
     "qsa-certificate": {"tokens": 12, "sparsity": 2, "dim": 3},

@@ -13,8 +13,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+FOLDER = ROOT / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_the_scan_finds_what_is_wrong(theory_scan: ModuleType, monkeypatch: pyte
     """Each kind of error, put in on purpose, is reported."""
     from headcount import bounds
     from headcount.bounds.base import Quantity
-    from headcount.constructions import qsa_polytope
+    from headcount.constructions.qsa import polytope as qsa_polytope
 
     case = sys.modules["theory_sizes"].Case(
         "construct", "qsa-polytope", {"tokens": 8, "sparsity": 2, "dim": 1, "epsilon": 0.01}

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tiny_files import save_tiny
 
-from headcount.errors import HeadcountError
-from headcount.pretrained.loading import open_model
+from headcount.core.errors import HeadcountError
+from headcount.pretrained.opening.loading import open_model
 
 
 @pytest.fixture(name="good", scope="module")

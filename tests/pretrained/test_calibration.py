@@ -10,11 +10,11 @@ import torch
 from conftest import tiny_model
 from tiny_files import tiny_tokenizer
 
-from headcount.errors import HeadcountError
-from headcount.pretrained.calibration import KEPT_WINDOWS, calibration_tokens, counted_windows
+from headcount.core.errors import HeadcountError
 from headcount.pretrained.families import read_spec
-from headcount.pretrained.loading import OpenModel, fingerprint
-from headcount.pretrained.texts import Document
+from headcount.pretrained.opening.loading import OpenModel, fingerprint
+from headcount.pretrained.text.calibration import KEPT_WINDOWS, calibration_tokens, counted_windows
+from headcount.pretrained.text.texts import Document
 
 
 def opened(family: str = "llama", tokenizer: bool = True) -> OpenModel:
@@ -31,7 +31,7 @@ def few_documents(monkeypatch: pytest.MonkeyPatch) -> None:
         assert split == "calibration"
         return [Document(f"{kind}{number}", f"{kind} {number}. " * 20) for number in range(10)]
 
-    monkeypatch.setattr("headcount.pretrained.calibration.documents", documents)
+    monkeypatch.setattr("headcount.pretrained.text.calibration.documents", documents)
 
 
 @pytest.mark.usefixtures("few_documents")

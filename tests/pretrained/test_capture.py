@@ -9,14 +9,8 @@ import torch
 from conftest import FAMILIES, tiny_model, tiny_tokens
 from torch import nn
 
-from headcount.pretrained.capture import (
-    NAME,
-    AttentionCall,
-    observed_attention,
-    rotation_gain,
-    unrotate,
-)
 from headcount.pretrained.families import attention_of, family_of, layers_of
+from headcount.pretrained.running.capture import NAME, AttentionCall, observed_attention, rotation_gain, unrotate
 
 ROTARY = [name for name in FAMILIES if name not in ("gpt2", "bert")]
 

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache, StaticCache
 
 import headcount
-from headcount.errors import HeadcountError
-from headcount.pretrained import headcount_attention, headcount_cache
-from headcount.pretrained.loading import open_model
-from headcount.pretrained.modeling_headcount import CLASSES
+from headcount.core.errors import HeadcountError
+from headcount.pretrained.opening.loading import open_model
+from headcount.pretrained.runtimes import headcount_attention, headcount_cache
+from headcount.pretrained.runtimes.modeling_headcount import CLASSES
 
 FORMS = ("fast", "small")
 

@@ -11,16 +11,10 @@ from conftest import DECODERS, FAMILIES, tiny_config, tiny_model, tiny_tokens
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 from headcount.pretrained.families import FAMILIES as ROWS
-from headcount.pretrained.families import (
-    attention_of,
-    family_of,
-    layers_of,
-    projections_of,
-    read_spec,
-)
-from headcount.pretrained.modeling_headcount import CLASSES
+from headcount.pretrained.families import attention_of, family_of, layers_of, projections_of, read_spec
+from headcount.pretrained.runtimes.modeling_headcount import CLASSES
 
 ATTENTION_PARTS = {
     "gpt2": ("attn.c_attn", "attn.c_proj"),

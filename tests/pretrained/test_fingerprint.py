@@ -11,9 +11,9 @@ import torch
 from conftest import FAMILIES, tiny_model, tiny_tokens
 
 import headcount
-from headcount.errors import HeadcountError
-from headcount.pretrained.fingerprint import fingerprint, settings, weights_fingerprint
-from headcount.pretrained.loading import open_model
+from headcount.core.errors import HeadcountError
+from headcount.pretrained.opening.fingerprint import fingerprint, settings, weights_fingerprint
+from headcount.pretrained.opening.loading import open_model
 
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}

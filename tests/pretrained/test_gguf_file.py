@@ -13,10 +13,10 @@ import torch
 from tiny_files import ALPHABET, write_gguf
 from transformers import modeling_gguf_pytorch_utils as loader
 
-from headcount.errors import HeadcountError
-from headcount.pretrained.gguf_file import check_gguf, read_once
-from headcount.pretrained.loading import fingerprint, open_model
-from headcount.pretrained.places import demo_file
+from headcount.core.errors import HeadcountError
+from headcount.pretrained.opening.gguf_file import check_gguf, read_once
+from headcount.pretrained.opening.loading import fingerprint, open_model
+from headcount.pretrained.opening.places import demo_file
 
 
 @pytest.fixture(scope="module")

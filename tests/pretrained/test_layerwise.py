@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import FAMILIES, tiny_model, tiny_tokens
 
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 from headcount.pretrained.families import base_model, family_of, layers_of
-from headcount.pretrained.layerwise import StreamFile, batches_of, layer_calls, run_layer
+from headcount.pretrained.running.layerwise import StreamFile, batches_of, layer_calls, run_layer
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -14,11 +14,11 @@ from loading_cases import edit, make_folder, make_good, make_refusal  # noqa: F4
 from safetensors.torch import load_file, save_file
 from tiny_files import ALPHABET, save_tiny, tiny_tokenizer
 
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 from headcount.pretrained.families import FAMILIES as ROWS
-from headcount.pretrained.loading import fingerprint, is_trimmed, open_model, resolve_device
-from headcount.pretrained.modeling_headcount import CLASSES
-from headcount.trim.run import save
+from headcount.pretrained.opening.loading import fingerprint, is_trimmed, open_model, resolve_device
+from headcount.pretrained.runtimes.modeling_headcount import CLASSES
+from headcount.trimming.trim.run import save
 
 # --- what opens -------------------------------------------------------------------------------------------------------
 
@@ -345,7 +345,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(folder: Path, refusal: Call
 def test_the_demo_model_that_is_not_installed(
     refusal: Callable[..., HeadcountError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headcount.pretrained.places.DEMO_PACKAGE", "no_such_package")
+    monkeypatch.setattr("headcount.pretrained.opening.places.DEMO_PACKAGE", "no_such_package")
     error = refusal("demo")
     assert error.message == "the demo model is not installed" and "make setup-demo" in str(error.fix)
 

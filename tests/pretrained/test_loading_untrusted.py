@@ -16,8 +16,8 @@ import torch
 from loading_cases import edit, make_folder, make_good, make_refusal  # noqa: F401 (fixtures)
 from safetensors.torch import load_file, save_file
 
-from headcount.errors import HeadcountError
-from headcount.pretrained.loading import open_model
+from headcount.core.errors import HeadcountError
+from headcount.pretrained.opening.loading import open_model
 
 # --- weights ----------------------------------------------------------------------------------------------------------
 

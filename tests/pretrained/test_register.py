@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from headcount.pretrained.register import register_trimmed, register_with_transformers
+from headcount.pretrained.runtimes.register import register_trimmed, register_with_transformers
 
 
 def test_registering_again_changes_nothing() -> None:

@@ -11,9 +11,9 @@ from conftest import DECODERS, tiny_model
 from safetensors.torch import save_file
 from tiny_files import tiny_tokenizer
 
-from headcount.errors import HeadcountError
-from headcount.pretrained import sampling
-from headcount.pretrained.sampling import sample_blocks, start_token
+from headcount.core.errors import HeadcountError
+from headcount.pretrained.text import sampling
+from headcount.pretrained.text.sampling import sample_blocks, start_token
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from headcount.pretrained import short_attention as short_attention_module
-from headcount.pretrained.short_attention import LONGEST, is_short, short_attention
+from headcount.pretrained.running import short_attention as short_attention_module
+from headcount.pretrained.running.short_attention import LONGEST, is_short, short_attention
 
 
 def band(batch: int, tokens: int, width: int) -> torch.Tensor:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny_files import ALPHABET, tiny_tokenizer
 
-from headcount.errors import HeadcountError
-from headcount.pretrained.texts import (
+from headcount.core.errors import HeadcountError
+from headcount.pretrained.text.texts import (
     CALIBRATED,
     UNSEEN,
     Document,

@@ -10,7 +10,7 @@ import tokenizers as tk
 from conftest import tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from headcount.pretrained.texts import Document, control_ids, control_words, cut_blocks, encode_plain
+from headcount.pretrained.text.texts import Document, control_ids, control_words, cut_blocks, encode_plain
 
 HTML = "<p>see <s>old</s> new <s>text</s></p>\n"
 """Two begins and two ends."""

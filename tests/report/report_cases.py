@@ -10,16 +10,16 @@ from tempfile import TemporaryDirectory
 from conftest import tiny_model, tiny_tokens
 
 import headcount
-from headcount.audit.record import Audit
-from headcount.audit.saturation_record import Saturation
-from headcount.audit.saturation_run import saturation
-from headcount.audit.selection_run import Selection, selection
-from headcount.evaluate.result import Evaluation
-from headcount.plan.make import Plan
 from headcount.pretrained.families import read_spec
-from headcount.pretrained.loading import OpenModel, fingerprint
+from headcount.pretrained.opening.loading import OpenModel, fingerprint
+from headcount.probes.saturation.record import Saturation
+from headcount.probes.saturation.run import saturation
+from headcount.probes.selection.run import Selection, selection
 from headcount.report.collect import from_run
 from headcount.report.view import MadeView, ReportView
+from headcount.trimming.audit.record import Audit
+from headcount.trimming.evaluate.result import Evaluation
+from headcount.trimming.plan.make import Plan
 
 TEXTS = {
     "prose": tiny_tokens(4, 16, seed=1),

@@ -12,8 +12,8 @@ from browser import CHROMIUM, Browser, open_page
 from report_cases import measured_view, tiny_run
 from test_report_page import hostile_view
 
-from headcount.report.page import figures_of, write_report
-from headcount.report.style import DARK, INK, KEYS
+from headcount.report.page.document import figures_of, write_report
+from headcount.report.page.style import DARK, INK, KEYS
 from headcount.report.view import ReportView
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium (Debian: apt-get install chromium)")

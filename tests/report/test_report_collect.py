@@ -8,9 +8,9 @@ import math
 import pytest
 from report_cases import MADE, TEXTS, tiny_run
 
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 from headcount.report.collect import evaluation_view, from_records, from_run, made_by
-from headcount.report.headline import main_model, tiles
+from headcount.report.page.headline import main_model, tiles
 
 
 def test_the_view_holds_the_records_numbers() -> None:

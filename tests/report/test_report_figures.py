@@ -12,11 +12,11 @@ import plotly.graph_objects as go
 import pytest
 from report_cases import measured_view, tiny_run
 
-from headcount.report import style
-from headcount.report.heads import HEAD_FIELDS, head_maps
-from headcount.report.page import figures_of
-from headcount.report.ranks import APART, pareto, rank_bars
-from headcount.report.spectra import DECADES, POINTS, exponents, heat_map, sides_of, spectrum_lines
+from headcount.report.charts.heads import HEAD_FIELDS, head_maps
+from headcount.report.charts.ranks import APART, pareto, rank_bars
+from headcount.report.charts.spectra import DECADES, POINTS, exponents, heat_map, sides_of, spectrum_lines
+from headcount.report.page import style
+from headcount.report.page.document import figures_of
 
 
 def every_figure() -> dict[str, Any]:

@@ -9,12 +9,12 @@ from conftest import tiny_model, tiny_tokens
 from report_cases import TEXTS, tiny_measured
 
 import headcount
-from headcount.audit.saturation_record import Saturation
-from headcount.audit.selection_run import Selection
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
+from headcount.core.store import open_run_folder, write_json
+from headcount.probes.saturation.record import Saturation
+from headcount.probes.selection.run import Selection
 from headcount.report.folders import from_folders
-from headcount.report.page import write_report
-from headcount.store import open_run_folder, write_json
+from headcount.report.page.document import write_report
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from report_cases import measured_view, tiny_run
 
-from headcount.report.page import figures_of, render, write_report
+from headcount.report.page.document import figures_of, render, write_report
 from headcount.report.saturation_view import SaturationView, SelectionView
 from headcount.report.view import AuditView, EvaluationView, ReportView
 

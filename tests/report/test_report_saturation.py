@@ -12,20 +12,20 @@ import pytest
 from report_cases import MADE, measured_view, tiny_measured, tiny_run
 from test_report_page import Page
 
-from headcount.audit.changepoint import Boundary
-from headcount.audit.saturation_record import Saturation, SaturationRecord, summary_json
-from headcount.audit.selection import KINDS
-from headcount.errors import HeadcountError
-from headcount.experiments.figure import write_figure
+from headcount.core.drawing import write_figure
+from headcount.core.errors import HeadcountError
+from headcount.probes.saturation.changepoint import Boundary
+from headcount.probes.saturation.record import Saturation, SaturationRecord, summary_json
+from headcount.probes.selection.capacity import KINDS
 from headcount.report import words
+from headcount.report.charts.saturation import range_lines, rank_lines, saturation_figures
+from headcount.report.charts.selection import LEAST, half_point_lines, selection_figures
 from headcount.report.collect import from_run
-from headcount.report.grid import Grid
-from headcount.report.page import render
-from headcount.report.saturation import draw, figure_rows, saturation_tables
-from headcount.report.saturation_charts import range_lines, rank_lines, saturation_figures
+from headcount.report.page.document import render
 from headcount.report.saturation_collect import saturation_view, selection_view
 from headcount.report.saturation_view import SaturationView, SelectionView
-from headcount.report.selection_charts import LEAST, half_point_lines, selection_figures
+from headcount.report.terminal.grid import Grid
+from headcount.report.terminal.saturation import draw, figure_rows, saturation_tables
 
 
 def views() -> tuple[SaturationView, SelectionView]:

@@ -10,9 +10,10 @@ import pytest
 from report_cases import Run, tiny_run
 from rich.console import Console, RenderableType
 
-from headcount.report import terminal, words
-from headcount.report.grid import Grid
-from headcount.report.page import render
+from headcount.report import words
+from headcount.report.page.document import render
+from headcount.report.terminal import tables as terminal
+from headcount.report.terminal.grid import Grid
 
 
 def shown(parts: list[RenderableType], width: int, tty: bool = False) -> str:

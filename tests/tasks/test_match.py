@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headcount import tasks
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 from headcount.tasks import residues
 from headcount.tasks.residues import Residues, convolve, convolve_at
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from headcount import tasks
-from headcount.errors import HeadcountError
-from headcount.seeds import numpy_generator
+from headcount.core.errors import HeadcountError
+from headcount.core.seeds import numpy_generator
 from headcount.tasks.ngram import CONTENT_GRID, DECAY, GRID, NGram
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headcount import tasks
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 from headcount.tasks import subsets
 from headcount.tasks.qsa import GRID
 from headcount.tasks.subsets import random_subsets

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from headcount import tasks
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 from headcount.tasks.dataset import TaskDataset
 
 NAMES = (

@@ -2,18 +2,18 @@
 
 Every operator takes (batch, heads, tokens, dim) tensors, shares KV heads among query heads, allows values of
 another dim, and has the options ``scale``, ``causal``, ``window``, ``key_padding_mask`` and ``check_finite``.
-Each is held against its definition in :mod:`headcount.attention.reference`. docs/operators.md says what each
+Each is held against its definition in :mod:`headcount.attention.machinery.reference`. docs/operators.md says what each
 computes, costs and can represent.
 """
 
 from __future__ import annotations
 
-from headcount.attention.module import SelfAttention
-from headcount.attention.order_s import order_s
-from headcount.attention.pairwise import pairwise
-from headcount.attention.strassen import strassen
-from headcount.attention.third_order import third_order
-from headcount.attention.tree import tree
-from headcount.attention.triangular import triangular
+from headcount.attention.operators.module import SelfAttention
+from headcount.attention.operators.order_s import order_s
+from headcount.attention.operators.pairwise import pairwise
+from headcount.attention.operators.strassen import strassen
+from headcount.attention.operators.third_order import third_order
+from headcount.attention.operators.tree import tree
+from headcount.attention.operators.triangular import triangular
 
 __all__ = ["SelfAttention", "order_s", "pairwise", "strassen", "third_order", "tree", "triangular"]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 
 PROVED_HERE = "proved here"
 CONJECTURED = "conjectured"
@@ -39,7 +39,7 @@ class Sizes:
     4
     >>> Sizes(tokens=4, sparsity=16)
     Traceback (most recent call last):
-    headcount.errors.HeadcountError: sparsity 16 is larger than tokens 4; choose q in [1, 4]
+    headcount.core.errors.HeadcountError: sparsity 16 is larger than tokens 4; choose q in [1, 4]
     """
 
     tokens: int | None = None

@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import Any
 
 from headcount.bounds.base import Sizes
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 
 DIGITS_LIMIT = 100_000
 """Largest sparsity whose digits are counted number by number (half a second)."""
@@ -80,7 +80,7 @@ class LimbPolytope:
 
     @property
     def alpha(self) -> float:
-        """The scale of the logits; never negative, as in ``headcount.constructions.qsa.depth_for``."""
+        """The scale of the logits; never negative, as in ``headcount.constructions.qsa.unit.depth_for``."""
         rest = self.tokens - self.sparsity
         return max(0.0, math.log(4 * rest / self.sparsity) - math.log(self.epsilon)) if rest else 0.0
 
@@ -216,7 +216,7 @@ def built_match3(sizes: Sizes) -> list[Built]:
     """What solves Match3 with one layer of ordinary attention (``histogram_layer``, ``threshold_layer``)."""
     n, modulus = sizes.need("tokens"), sizes.need("modulus")
     bits = 1 + (-(-n // 2)).bit_length()  # 2^(p-1) - 1 >= N/2
-    arithmetic = "the arithmetic of headcount.bounds.pbit"
+    arithmetic = "the arithmetic of headcount.pbit.layer"
     return [
         Built("histogram", modulus, bits, arithmetic, value_width=modulus),
         Built("thresholds", 2, 1 + (max(2 * n, modulus) + 1).bit_length(), arithmetic, value_width=modulus + 1),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 
-from headcount.bounds import low_rank, match3, one_layer, qsa_bits, qsa_mlp, qsa_regions, qsa_rnn
 from headcount.bounds.base import Bound
-from headcount.errors import HeadcountError
+from headcount.bounds.statements import low_rank, match3, one_layer, qsa_bits, qsa_mlp, qsa_regions, qsa_rnn
+from headcount.core.errors import HeadcountError
 
 _BOUNDS: dict[str, Bound] = {
     bound.id: bound

@@ -10,7 +10,7 @@ def main(arguments: list[str] | None = None) -> None:
     import typer
 
     from headcount.cli.app import app
-    from headcount.errors import HeadcountError
+    from headcount.core.errors import HeadcountError
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments

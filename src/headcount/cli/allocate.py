@@ -62,10 +62,10 @@ def allocate(
     """
     from rich.table import Table
 
-    from headcount.allocation import solver
-    from headcount.allocation import table as tables
-    from headcount.allocation.spectra import random_spectra, read_spectra
-    from headcount.store import read_json
+    from headcount.core.store import read_json
+    from headcount.lags import solver
+    from headcount.lags import table as tables
+    from headcount.lags.spectra import random_spectra, read_spectra
 
     asked = _lags(lags)
     solver.check_lags(asked)
@@ -76,7 +76,7 @@ def allocate(
     content = random_spectra(len(asked), width, seed) if spectra is None else read_spectra(spectra, len(asked), layer)
     found = solver.allocate(asked, budget, rows, content)
     if figure is not None:
-        from headcount.experiments import position as drawings
+        from headcount.lab.figures import position as drawings
 
         drawings.draw_sizes(drawings.size_rows(asked, budget, content), figure)
     if as_json:
@@ -100,7 +100,7 @@ def _lags(text: str) -> list[int]:
 
 
 def _numbers(text: str, what: str) -> list[int]:
-    from headcount.errors import HeadcountError
+    from headcount.core.errors import HeadcountError
 
     try:
         return [int(part) for part in text.split(",")]
@@ -140,10 +140,10 @@ def kernels(
     The shipped table, or a new search: with --out, --recompute, --seed, --dims, or another --limit, --context or
     --logit-budget; for rope it takes about two minutes a lag. A table that --out began is completed.
     """
-    from headcount.allocation import solver
-    from headcount.allocation import table as tables
-    from headcount.errors import HeadcountError
-    from headcount.store import read_json
+    from headcount.core.errors import HeadcountError
+    from headcount.core.store import read_json
+    from headcount.lags import solver
+    from headcount.lags import table as tables
 
     if position != "rope" and (dim is not None or dims is not None):
         raise HeadcountError(
@@ -170,7 +170,7 @@ def kernels(
     else:
         found = tables.position_table(position, asked, limit)
     if figure is not None:
-        from headcount.experiments import position as drawings
+        from headcount.lab.figures import position as drawings
 
         drawings.draw_errors(drawings.error_rows(), figure)
     shown = min(64, found.dims[-1]) if dim is None and found.dims else dim
@@ -209,7 +209,7 @@ def _show_errors(found: Any, lags: list[int], dim: int | None) -> None:
 def _show_decay(found: Any, lags: list[int], dim: int | None, answer: dict[str, Any], as_json: bool) -> None:
     from rich.table import Table
 
-    from headcount.allocation.decay import decay_rows, lag_decay
+    from headcount.lags.decay import decay_rows, lag_decay
 
     rows, fall = decay_rows(found, lags, dim), lag_decay(found, lags, dim=dim)
     if as_json:

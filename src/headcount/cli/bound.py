@@ -172,8 +172,8 @@ def head(tokens: Tokens, as_json: Json = False) -> None:
 def _answer(task: str, tasks: tuple[str, ...], sizes: Sizes, built: list[Built], as_json: bool) -> None:
     from headcount import bounds
     from headcount.bounds.built import smallest_built, smallest_value_width
-    from headcount.bounds.qsa_bits import ANY_NETWORK, EMBEDDING
-    from headcount.bounds.widths import VALUE_WIDTH
+    from headcount.bounds.statements.qsa_bits import ANY_NETWORK, EMBEDDING
+    from headcount.pbit.widths import VALUE_WIDTH
 
     answers = [b.evaluate(sizes) for name in tasks for b in bounds.of_task(name)]
     below = {a.bound.id: a.value for a in answers if a.unit == EMBEDDING and a.bound.task == task}
@@ -250,8 +250,8 @@ def protocol(
     The output must equal the layer's own bit for bit (exit 1 if it ever does not); the count is shown
     beside the bits that disjointness needs.
     """
-    from headcount.bounds.experiment import run_protocol
-    from headcount.errors import HeadcountError
+    from headcount.core.errors import HeadcountError
+    from headcount.protocols.experiment import run_protocol
 
     if task not in ("match3", "qsa"):
         raise HeadcountError(f"there is no protocol for {task!r}", fix="choose match3 or qsa")

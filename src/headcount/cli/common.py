@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headcount.progress import Progress, silent
+from headcount.core.progress import Progress, silent
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -10,7 +10,7 @@ import typer
 
 from headcount.cli.common import Json, Out, Seed, emit_json, named_table, progress_bars, show
 from headcount.cli.task import Dim, Modulus, Order, Sparsity, Tokens, Window
-from headcount.errors import CheckFailedError, HeadcountError
+from headcount.core.errors import CheckFailedError, HeadcountError
 
 if TYPE_CHECKING:
     from headcount.constructions import Construction, Verification
@@ -157,7 +157,7 @@ def _report(
     progress: Any,
 ) -> None:
     """Verify, save, print; exit 1 where an answer is wrong."""
-    from headcount.experiments.dimensions import lower_bound
+    from headcount.lab.figures.dimensions import lower_bound
 
     found = _verify(built, precision, accumulate, count, kind, seed, progress)
     if save is not None:
@@ -221,7 +221,7 @@ def cliff(
     as_json: Json = False,
 ) -> None:
     """Figure: the fewest bits at which each construction verifies, against its size (about 2 minutes)."""
-    from headcount.experiments import cliff as experiment
+    from headcount.lab.figures import cliff as experiment
 
     with progress_bars() as progress:
         data = experiment.rows(seed=seed, progress=progress)
@@ -239,7 +239,7 @@ def dimensions(
     as_json: Json = False,
 ) -> None:
     """Figure: embedding dimensions of both qSA constructions and the lower bounds, for q = 1..16."""
-    from headcount.experiments import dimensions as experiment
+    from headcount.lab.figures import dimensions as experiment
 
     if not 1 <= most <= tokens:
         raise HeadcountError(f"most {most} is outside [1, {tokens}]", fix="choose a sparsity of the tokens")
@@ -295,7 +295,7 @@ def scan(
 
 def _scan_bits(name: str, options: dict[str, Any], count: int, seed: int, as_json: bool) -> None:
     from headcount import constructions
-    from headcount.experiments.cliff import STYLES, fewest_bits
+    from headcount.lab.figures.cliff import STYLES, fewest_bits
 
     if "seed" in constructions.options(name):
         options["seed"] = seed
@@ -322,7 +322,7 @@ def _scan_sizes(
 ) -> None:
     from rich.table import Table
 
-    from headcount.experiments.cliff import largest
+    from headcount.lab.figures.cliff import largest
 
     found = largest(name, precision, over, sizes, options, count, seed)
     good = [row["size"] for row in found if row["verified"]]

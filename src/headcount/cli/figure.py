@@ -38,8 +38,8 @@ def figure(
 
     How long the runs will take is said first. They are kept, so the same command goes on after a kill.
     """
-    from headcount.experiments.figures import registry
-    from headcount.experiments.figures.base import Estimate, estimate, make
+    from headcount.lab.figures import registry
+    from headcount.lab.figures.base import Estimate, estimate, make
 
     chosen = registry.get(name)
     folder = work or Path("headcount-runs") / f"{name}-{scale}"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 
 Inputs = dict[str, NDArray[Any]]
 

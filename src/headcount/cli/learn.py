@@ -11,7 +11,7 @@ from headcount.cli.common import Json, Out, Overwrite, Seed, emit_json, progress
 from headcount.cli.task import Dim, Distinct, Hops, Modulus, Order, Sparsity, Symbols, Tokens, Window
 
 if TYPE_CHECKING:
-    from headcount.experiments.train import Trained
+    from headcount.lab.train.loop import Trained
 
 HIGHER = ("third-order", "strassen")
 """Models that are shown beside pairwise attention with as many parameters."""
@@ -84,8 +84,8 @@ def learn(
     attention.
     """
     given = {name: value for name, value in locals().items() if name not in ("out", "overwrite", "as_json")}
-    from headcount.experiments.spec import RunSpec
-    from headcount.experiments.train import train
+    from headcount.lab.specs.run import RunSpec
+    from headcount.lab.train.loop import train
 
     spec = RunSpec.checked({name: value for name, value in given.items() if value is not None}).check()
     with progress_bars() as progress:
@@ -97,7 +97,7 @@ def learn(
                 RunSpec.checked(other.inputs()), out and out / "attention", progress=progress, overwrite=overwrite
             )
     if out is not None:
-        from headcount.experiments.figures.curve import draw
+        from headcount.lab.figures.curve import draw
 
         draw([found, *([beside] if beside else [])], out)
     if as_json:

@@ -56,7 +56,7 @@ RUNS = Path("headcount-runs")
 
 def opened(source: str, dtype: str, device: str, allow_pickle: bool, trust_remote_code: bool) -> Any:
     """Open a model for a command."""
-    from headcount.pretrained.loading import open_model, resolve_device
+    from headcount.pretrained.opening.loading import open_model, resolve_device
 
     return open_model(
         source,
@@ -113,9 +113,9 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Measure what a model's attention uses, per layer, side and head."""
-    from headcount.audit.record import summary_json
     from headcount.cli.saturation import check_options, run_saturation, run_selection
     from headcount.pipeline import audit_model
+    from headcount.trimming.audit.record import summary_json
 
     lengths = check_options(saturation, contexts, selection, context, figure)
     model = opened(source, dtype, device, allow_pickle, trust_remote_code)
@@ -143,7 +143,7 @@ def audit(
     if as_json:
         emit_json(summary_json(found))
         return
-    from headcount.report.terminal import audit_tables
+    from headcount.report.terminal.tables import audit_tables
 
     show(*audit_tables(found))
 
@@ -186,9 +186,9 @@ def plan(
             as_json,
         )  # fmt: skip
         return
-    from headcount.audit.record import Audit
-    from headcount.plan.make import plan as make
-    from headcount.plan.make import summary_json
+    from headcount.trimming.audit.record import Audit
+    from headcount.trimming.plan.make import plan as make
+    from headcount.trimming.plan.make import summary_json
 
     assert folder is not None, "check_plan_options asks for it"
     found = Audit.open(folder)
@@ -205,7 +205,7 @@ def plan(
     if as_json:
         emit_json(summary_json(made))
         return
-    from headcount.report.terminal import plan_tables
+    from headcount.report.terminal.tables import plan_tables
 
     show(*plan_tables(made))
 
@@ -231,8 +231,8 @@ def trim(
     without headcount by trust_remote_code=True, which runs the .py files of the folder; pass it to AutoTokenizer, too.
     Other programs with model code of their own (vLLM, llama.cpp) do not load it.
     """
-    from headcount.plan.make import Plan
-    from headcount.trim.run import trim_to_folder
+    from headcount.trimming.plan.make import Plan
+    from headcount.trimming.trim.run import trim_to_folder
 
     made = Plan.open(folder, audit)
     model = opened(source, dtype, device, allow_pickle, trust_remote_code)

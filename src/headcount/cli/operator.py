@@ -21,8 +21,8 @@ def list_operators(as_json: Json = False) -> None:
     """The operators, and whether their compiled kernels work on this machine."""
     from rich.table import Table
 
+    from headcount.attention.bench.problem import OPERATORS
     from headcount.attention.kernels import build
-    from headcount.attention.problem import OPERATORS
 
     path = "compiled" if build.library() is not None else "torch"
     paths = {"third_order": path, "strassen": path}
@@ -71,9 +71,9 @@ def bench(
     """Time, speed, memory and error of one operator, beside a large matrix product and the naive einsum."""
     from rich.table import Table
 
-    from headcount.attention.bench import measure
+    from headcount.attention.bench.measure import measure
+    from headcount.attention.bench.problem import Problem
     from headcount.attention.kernels import build
-    from headcount.attention.problem import Problem
 
     problem = Problem(
         name.replace("-", "_"), tokens, dim, heads, batch, dtype, backward, causal, _lengths(window), seed
@@ -90,7 +90,7 @@ def bench(
 
 
 def _lengths(window: str | None) -> tuple[int, ...] | None:
-    from headcount.errors import HeadcountError
+    from headcount.core.errors import HeadcountError
 
     if window is None:
         return None

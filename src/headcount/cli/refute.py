@@ -10,7 +10,7 @@ import typer
 from headcount.cli.common import Json, Out, Overwrite, Seed, emit_json, show
 
 if TYPE_CHECKING:
-    from headcount.bounds.witness import Witness
+    from headcount.refutation.witness import Witness
 
 WITNESS_FILE = "witness.safetensors"
 
@@ -65,7 +65,7 @@ def refute(
     Without --weights the model has random weights from --seed. The witness is verified by running the model;
     with --out it is saved together with the model, and --replay runs it again (exit 1 if it no longer holds).
     """
-    from headcount.errors import HeadcountError
+    from headcount.core.errors import HeadcountError
 
     if replay is not None:
         if model is not None:
@@ -76,9 +76,9 @@ def refute(
         named = "no model is named" if model is None else f"there is no model {model!r}"
         raise HeadcountError(named, fix="choose mlp, rnn or attention, or give --replay FILE")
 
-    from headcount.bounds.dispatch import refute as look
-    from headcount.bounds.samples import SampleSizes, sample_model
-    from headcount.store import digest, open_run_folder
+    from headcount.core.store import digest, open_run_folder
+    from headcount.refutation.dispatch import refute as look
+    from headcount.refutation.samples import SampleSizes, sample_model
 
     sizes = SampleSizes(
         task=task,
@@ -100,7 +100,7 @@ def refute(
     answer = look(chosen, chosen_task, seed=seed, **options)
     saved = None
     if out is not None and answer.witness_found:
-        from headcount.bounds.saved import save
+        from headcount.refutation.saved import save
 
         given = None if weights is None else digest(weights.read_bytes())
         inputs = {"model": model, **vars(sizes), "weights": given, "seed": seed, **options}
@@ -118,7 +118,7 @@ def refute(
 
 def _replay(path: Path, as_json: bool) -> None:
     from headcount import bounds
-    from headcount.bounds.saved import replay
+    from headcount.refutation.saved import replay
 
     result = replay(path)
     record, witness = result.record, result.witness

@@ -11,7 +11,7 @@ import typer
 
 from headcount.cli.common import Json, Out, Overwrite, Seed, emit_json, progress_bars, show
 from headcount.cli.model import RUNS, Allocator, Device, Dtype, Form, Metric, Pickle, Trust, default_out, opened
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 
 
 def evaluate(
@@ -33,10 +33,10 @@ def evaluate(
 
     What it costs is also written into the model cards (README.md) of models that headcount trim made.
     """
-    from headcount.evaluate.kinds import default_texts, user_texts
-    from headcount.evaluate.result import summary_json
-    from headcount.evaluate.run import evaluate as run
     from headcount.pipeline import record_costs
+    from headcount.trimming.evaluate.kinds import default_texts, user_texts
+    from headcount.trimming.evaluate.result import summary_json
+    from headcount.trimming.evaluate.run import evaluate as run
 
     files = {}
     for pair in text or ():
@@ -64,7 +64,7 @@ def evaluate(
         return
     from rich.text import Text
 
-    from headcount.report.terminal import evaluation_tables
+    from headcount.report.terminal.tables import evaluation_tables
 
     show(*evaluation_tables(found), *(Text(f"Written into {card}") for card in cards))
 
@@ -78,10 +78,10 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Show runs as one self-contained page: ranks, spectra, Pareto curve, comparison, samples."""
+    from headcount.core.store import run_kind
     from headcount.report.collect import made_by
     from headcount.report.folders import from_folders
-    from headcount.report.page import write_report
-    from headcount.store import run_kind
+    from headcount.report.page.document import write_report
 
     made = made_by([["headcount", *sys.argv[1:]]])
     view = from_folders(folders, made=made)
@@ -91,7 +91,7 @@ def report(
         models = [model.name for model in view.evaluation.models] if view.evaluation else []
         emit_json({"report": str(page), "plans": [plan.name for plan in view.plans], "models": models})
         return
-    from headcount.report.terminal import run_summary
+    from headcount.report.terminal.tables import run_summary
 
     show(*run_summary(view))
     show(f"Report: {page}")
@@ -140,7 +140,7 @@ def demo(
     if as_json:
         emit_json(result.to_json())
         return
-    from headcount.report.terminal import run_summary
+    from headcount.report.terminal.tables import run_summary
 
     show(*run_summary(result.view))
     show(f"Model:  {result.model}", f"Report: {result.report}")

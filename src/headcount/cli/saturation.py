@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headcount.cli.common import emit_json, progress_bars, show
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 
 if TYPE_CHECKING:
-    from headcount.pretrained.loading import OpenModel
+    from headcount.pretrained.opening.loading import OpenModel
 
 CONTEXTS = "128,256,512,1024,2048"
 TOKENS = 8_192
@@ -21,7 +21,7 @@ def check_options(
     saturation: bool, contexts: str | None, selection: bool, context: int | None, figure: Path | None
 ) -> list[int]:
     """The contexts asked for; options that do not go together are refused before the model is opened."""
-    from headcount.audit.windows import check_contexts, parse_contexts
+    from headcount.probes.windows import check_contexts, parse_contexts
 
     if saturation and selection:
         raise HeadcountError("--saturation and --selection are two measurements", fix="ask for one at a time")
@@ -49,11 +49,11 @@ def run_saturation(
     figure: Path | None,
 ) -> None:
     """``headcount audit --saturation``: measured where its folder is not finished; drawn in any case."""
-    from headcount.audit.saturation_record import summary_json
-    from headcount.audit.saturation_run import saturation
-    from headcount.audit.windows import measured_windows
-    from headcount.experiments.figure import write_figure
-    from headcount.report.saturation import draw, figure_rows, saturation_tables
+    from headcount.core.drawing import write_figure
+    from headcount.probes.saturation.record import summary_json
+    from headcount.probes.saturation.run import saturation
+    from headcount.probes.windows import measured_windows
+    from headcount.report.terminal.saturation import draw, figure_rows, saturation_tables
 
     each = TOKENS if tokens is None else tokens
     windows = {context: measured_windows(model, context, each, texts, seed) for context in contexts}
@@ -90,9 +90,9 @@ def run_selection(
     as_json: bool,
 ) -> None:
     """``headcount audit --selection``."""
-    from headcount.audit.selection_run import selection, summary_json
-    from headcount.audit.windows import measured_windows
-    from headcount.report.saturation import selection_tables
+    from headcount.probes.selection.run import selection, summary_json
+    from headcount.probes.windows import measured_windows
+    from headcount.report.terminal.saturation import selection_tables
 
     windows = measured_windows(model, context, 2 * context if tokens is None else tokens, texts, seed)
     with progress_bars() as progress:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from headcount.cli.common import Json, Out, Overwrite, Seed, emit_json, offered, show
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 
 Scratch = Annotated[str | None, typer.Option("--scratch", help="Shape a new model of this family: llama.")]
 Layers = Annotated[int | None, typer.Option("--layers", help="Of the new model.")]
@@ -64,7 +64,7 @@ def check_plan_options(given: set[str]) -> None:
 
 def run_plan(family: str, options: dict[str, Any], as_json: bool) -> None:
     """``headcount plan --scratch``."""
-    from headcount.plan.scratch import FAMILIES, plan_scratch, summary_json
+    from headcount.shapes.planned import FAMILIES, plan_scratch, summary_json
 
     if family not in FAMILIES:
         raise HeadcountError(f"no new model of family {family!r} is known", fix=f"use {', '.join(FAMILIES)}")
@@ -74,7 +74,7 @@ def run_plan(family: str, options: dict[str, Any], as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from headcount.plan.scratch_shapes import rules_of
+    from headcount.shapes.rules import rules_of
 
     record = made.record
     table = Table("layer", "heads", "KV heads", "qk dim", "v dim", "MLP", "reason", title=f"{record.scheme} model")
@@ -99,10 +99,10 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Make a planned new model with random weights: a checkpoint that transformers loads and any trainer trains."""
-    from headcount.models.decoder import build_decoder, save_decoder
-    from headcount.plan.scratch import ScratchPlan
+    from headcount.core.store import open_run_folder
     from headcount.pretrained.families import read_spec
-    from headcount.store import open_run_folder
+    from headcount.shapes.decoder import build_decoder, save_decoder
+    from headcount.shapes.planned import ScratchPlan
 
     plan = ScratchPlan.open(folder)
     spec = plan.record.model

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from headcount.cli.common import Json, Out, Overwrite, emit_json, progress_bars, show
 
 if TYPE_CHECKING:
-    from headcount.experiments.sweep import Row
+    from headcount.lab.sweep.runner import Row
 
 
 class _RunByDefault(TyperGroup):
@@ -52,9 +52,9 @@ def run(
     Fields are the options of `learn`, with underscores. A run that fails is a row with its error. The table is
     table.csv in the folder (--out; FILE's name without its ending by default).
     """
-    from headcount.experiments.grid import read_grid
-    from headcount.experiments.sweep import TABLE
-    from headcount.experiments.sweep import sweep as run_all
+    from headcount.lab.sweep.grid import read_grid
+    from headcount.lab.sweep.runner import TABLE
+    from headcount.lab.sweep.runner import sweep as run_all
 
     specs = read_grid(file, allow_many=yes)
     folder = out or Path(file.stem)
@@ -72,7 +72,7 @@ def run(
 @sweep.command("status")
 def status(folder: Annotated[Path, typer.Argument(help="The folder of a sweep.")], as_json: Json = False) -> None:
     """How many runs are done, failed and missing."""
-    from headcount.experiments.sweep import status as count
+    from headcount.lab.sweep.runner import status as count
 
     found = count(folder)
     if as_json:
@@ -82,6 +82,6 @@ def status(folder: Annotated[Path, typer.Argument(help="The folder of a sweep.")
 
 
 def _flats(rows: list[Row]) -> list[dict[str, Any]]:
-    from headcount.experiments.sweep import flat
+    from headcount.lab.sweep.runner import flat
 
     return [flat(row) for row in rows]

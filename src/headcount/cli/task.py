@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from headcount.cli.common import Json, Seed, emit_json, named_table, show
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 
 if TYPE_CHECKING:
     from headcount.tasks import Batch, Task
@@ -72,7 +72,7 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Draw sequences with their exact answers; the saved file is what `task solve --input` reads."""
-    from headcount import store
+    from headcount.core import store
 
     chosen = _task(
         name,

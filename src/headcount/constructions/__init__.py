@@ -6,9 +6,9 @@ precision=)`` runs any torch module in simulated p-bit arithmetic.
 
 from headcount.constructions.base import Construction, ConstructionModule
 from headcount.constructions.certificate import Certificate, Verification
-from headcount.constructions.formats import get_format, wide_bits
 from headcount.constructions.registry import build, load, names, options
-from headcount.constructions.simulate import run
+from headcount.pbit.formats import get_format, wide_bits
+from headcount.pbit.simulate import run
 
 __all__ = [
     "Certificate",

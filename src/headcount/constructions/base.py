@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from headcount import store
 from headcount.constructions.certificate import Certificate, Failure, Verification
-from headcount.constructions.formats import wide_bits
-from headcount.constructions.simulate import Accumulate, run
-from headcount.errors import HeadcountError
-from headcount.progress import Progress, silent
+from headcount.core import store
+from headcount.core.errors import HeadcountError
+from headcount.core.progress import Progress, silent
+from headcount.pbit.formats import wide_bits
+from headcount.pbit.simulate import Accumulate, run
 from headcount.tasks import Batch, Task
 
 WEIGHTS_FILE = "construction.safetensors"
@@ -137,3 +137,9 @@ def read_saved(folder: Path) -> tuple[_Record, dict[str, Tensor]]:
     if not folder.is_dir():
         raise HeadcountError(f"{folder} is no folder", fix="give the folder that --save wrote")
     return store.read_json(folder / RECORD_FILE, _Record), store.read_tensors(folder / WEIGHTS_FILE)
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Refuse an error bound that is no positive number below 1/2."""
+    if not 0 < epsilon < 0.5:
+        raise HeadcountError(f"epsilon {epsilon} is outside (0, 0.5)", fix="choose one such as 1e-3")

@@ -38,7 +38,7 @@ class Certificate(BaseModel):
     """Largest error that was asked for."""
     bits: int
     """Significand bits that suffice by a rounding analysis (in the construction's docstring) of the
-    operations named in ``headcount.constructions.simulate``: for qSA to stay within epsilon, for matching to
+    operations named in ``headcount.pbit.simulate``: for qSA to stay within epsilon, for matching to
     read every answer rightly at 1/2."""
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from headcount import tasks
 from headcount.constructions.base import Construction, ConstructionModule, read_saved
-from headcount.constructions.match_bigram import BigramModule, build_match3_bigram
-from headcount.constructions.match_local import LocalModule, build_match3_local
-from headcount.constructions.match_s import MatchModule, build_match2, build_match_s
-from headcount.constructions.qsa_certificate import CertificateModule, build_qsa_certificate
-from headcount.constructions.qsa_polytope import PolytopeModule, build_qsa_polytope
-from headcount.errors import HeadcountError
+from headcount.constructions.matching.any_order import MatchModule, build_match2, build_match_s
+from headcount.constructions.matching.bigram import BigramModule, build_match3_bigram
+from headcount.constructions.matching.local import LocalModule, build_match3_local
+from headcount.constructions.qsa.certified import CertificateModule, build_qsa_certificate
+from headcount.constructions.qsa.polytope import PolytopeModule, build_qsa_polytope
+from headcount.core.errors import HeadcountError
 
 _ALL: dict[str, tuple[Callable[..., Construction], type[ConstructionModule]]] = {
     "qsa-certificate": (build_qsa_certificate, CertificateModule),

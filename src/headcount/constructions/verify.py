@@ -7,9 +7,9 @@ from typing import cast
 
 from headcount.constructions.base import Construction
 from headcount.constructions.certificate import Failure, Verification
-from headcount.constructions.simulate import Accumulate
-from headcount.errors import HeadcountError
-from headcount.progress import Progress, silent
+from headcount.core.errors import HeadcountError
+from headcount.core.progress import Progress, silent
+from headcount.pbit.simulate import Accumulate
 from headcount.tasks import Batch, Kind
 
 MIXED = "mixed"

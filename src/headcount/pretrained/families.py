@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from headcount.errors import HeadcountError
-from headcount.spec import LayerSpec, ModelSpec
+from headcount.core.errors import HeadcountError
+from headcount.core.spec import LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
     import torch

@@ -7,15 +7,9 @@ import platform
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 
-from headcount.audit.record import Audit, AuditRecord
-from headcount.audit.record import TimingRecord as AuditTiming
-from headcount.audit.record import notes as audit_notes
-from headcount.audit.saturation_record import Saturation
-from headcount.audit.selection_run import Selection
-from headcount.errors import HeadcountError
-from headcount.evaluate.record import EvaluationRecord, Group, TimingRecord
-from headcount.evaluate.result import Evaluation, speeds
-from headcount.plan.make import Plan, PlanRecord
+from headcount.core.errors import HeadcountError
+from headcount.probes.saturation.record import Saturation
+from headcount.probes.selection.run import Selection
 from headcount.report.measures import measures, notes, setting
 from headcount.report.saturation_collect import saturation_view, selection_view
 from headcount.report.view import (
@@ -31,6 +25,12 @@ from headcount.report.view import (
     TextView,
 )
 from headcount.report.words import clean, display_name, metric_name, without_paths
+from headcount.trimming.audit.record import Audit, AuditRecord
+from headcount.trimming.audit.record import TimingRecord as AuditTiming
+from headcount.trimming.audit.record import notes as audit_notes
+from headcount.trimming.evaluate.record import EvaluationRecord, Group, TimingRecord
+from headcount.trimming.evaluate.result import Evaluation, speeds
+from headcount.trimming.plan.make import Plan, PlanRecord
 
 PACKAGES = ("headcount", "torch", "transformers", "tokenizers", "numpy", "plotly")
 """Whose versions a report names, with Python's own."""

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from headcount.audit.record import Audit
-from headcount.audit.saturation_record import RECORD as SATURATION
-from headcount.audit.saturation_record import Saturation
-from headcount.audit.selection_run import RECORD as SELECTION
-from headcount.audit.selection_run import Selection
-from headcount.errors import HeadcountError
-from headcount.evaluate.record import ModelRecord
-from headcount.evaluate.result import Evaluation
-from headcount.plan.make import Plan
+from headcount.core.errors import HeadcountError
+from headcount.core.store import run_kind
+from headcount.probes.saturation.record import RECORD as SATURATION
+from headcount.probes.saturation.record import Saturation
+from headcount.probes.selection.run import RECORD as SELECTION
+from headcount.probes.selection.run import Selection
 from headcount.report.collect import from_run
 from headcount.report.view import MadeView, ReportView
-from headcount.store import run_kind
+from headcount.trimming.audit.record import Audit
+from headcount.trimming.evaluate.record import ModelRecord
+from headcount.trimming.evaluate.result import Evaluation
+from headcount.trimming.plan.make import Plan
 
 KINDS = ("audit", "plan", "evaluation", "saturation", "selection")
 """Run folders that a report reads; others that lie beside them are passed over."""

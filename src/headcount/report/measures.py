@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from headcount.evaluate.record import EvaluationRecord, ModelRecord, TimingRecord
-from headcount.evaluate.result import geometric_mean, speeds
-from headcount.pretrained.texts import control_words
+from headcount.pretrained.text.texts import control_words
 from headcount.report.view import GROUPS, Measure
 from headcount.report.words import display_name, listed, size
+from headcount.trimming.evaluate.record import EvaluationRecord, ModelRecord, TimingRecord
+from headcount.trimming.evaluate.result import geometric_mean, speeds
 
 MEMORY_NOISE_BYTES = 16 * 2**20
 """Peaks of a process below this say nothing: memory that it freed before is taken again without a trace."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headcount.audit.saturation_record import (
+from headcount.probes.saturation.record import (
     ClaimRecord,
     ContextRecord,
     Saturation,
@@ -10,8 +10,8 @@ from headcount.audit.saturation_record import (
     component_counts,
     mean_errors,
 )
-from headcount.audit.selection import KINDS
-from headcount.audit.selection_run import Selection
+from headcount.probes.selection.capacity import KINDS
+from headcount.probes.selection.run import Selection
 from headcount.report.saturation_view import (
     FORMS,
     WHATS,

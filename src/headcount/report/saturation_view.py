@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from headcount.audit.changepoint import Boundary
-from headcount.audit.saturation_record import BoundRecord, ClaimRecord, ComponentCounts
+from headcount.probes.saturation.changepoint import Boundary
+from headcount.probes.saturation.record import BoundRecord, ClaimRecord, ComponentCounts
 
 BOUNDARY_TOLERANCE = 0.05
 """The tolerance at which the measurement looks for a boundary layer."""

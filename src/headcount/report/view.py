@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from headcount.evaluate.record import Group
 from headcount.report.saturation_view import SaturationView, SelectionView
+from headcount.trimming.evaluate.record import Group
 
 GROUPS: tuple[Group, ...] = ("calibrated", "unseen", "other")
 """Kinds that statistics came from, kinds known to be none of them, and a user's own, of which neither is known."""

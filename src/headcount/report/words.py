@@ -10,9 +10,9 @@ import re
 import unicodedata
 from pathlib import PurePosixPath, PureWindowsPath
 
-from headcount.evaluate.record import Group
-from headcount.evaluate.result import geometric_mean
 from headcount.report.view import AuditView, EvaluationView, ModelView, PlanView
+from headcount.trimming.evaluate.record import Group
+from headcount.trimming.evaluate.result import geometric_mean
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}"

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from headcount.errors import HeadcountError
-from headcount.seeds import numpy_generator
+from headcount.core.errors import HeadcountError
+from headcount.core.seeds import numpy_generator
 
 Kind = Literal["uniform", "balanced", "adversarial"]
 """``uniform``: independent draws. ``balanced``: 40 to 60% of the tokens are positive. ``adversarial``: near

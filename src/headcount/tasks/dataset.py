@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from headcount.errors import HeadcountError
-from headcount.seeds import derive
+from headcount.core.errors import HeadcountError
+from headcount.core.seeds import derive
 from headcount.tasks.base import Batch, Kind, Task
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 from headcount.tasks.balance import balanced_sequence
 from headcount.tasks.base import SIZE_LIMIT, Answer, Task
 from headcount.tasks.residues import ROWS_LIMIT, triples_to_zero, tuples_to_zero

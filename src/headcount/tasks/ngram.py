@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from headcount.errors import HeadcountError
-from headcount.seeds import numpy_generator
+from headcount.core.errors import HeadcountError
+from headcount.core.seeds import numpy_generator
 from headcount.tasks.base import Answer, Batch, Task
 
 DECAY = 2**-0.5

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 from headcount.tasks.base import Answer, Batch, Task
 from headcount.tasks.subsets import random_subsets
 

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from typing import Any
 
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 from headcount.tasks.base import Task
 from headcount.tasks.composition import Composition
 from headcount.tasks.controls import Majority, Parity

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 
 Integers = NDArray[np.int64]
 

@@ -30,7 +30,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-from headcount.errors import HeadcountError
+from headcount.core.errors import HeadcountError
 
 PATHS = ("auto", "torch", "compiled")
 SOURCES = (

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headcount.attention.autograd import accumulation_dtype
 from headcount.attention.kernels import build
+from headcount.attention.machinery.autograd import accumulation_dtype
 
 ONE_THREAD_FLOPS = 2_000_000
 """Below this, waking threads costs more than they save."""
@@ -61,7 +61,7 @@ def _multiplied(library: ctypes.CDLL, kernel: str, tensors: list[Tensor]) -> lis
 def third_order_forward(
     q: Tensor, k1: Tensor, k2: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor, scale: float
 ) -> tuple[Tensor, Tensor] | None:
-    """(out, lse) in the accumulation dtype; shapes as in :mod:`headcount.attention.tiled`."""
+    """(out, lse) in the accumulation dtype; shapes as in :mod:`headcount.attention.machinery.tiled`."""
     library = _library(q)
     if library is None:
         return None

@@ -1,0 +1,1 @@
+"""Speed, memory and error of the operators, measured side by side."""

@@ -1,0 +1,1 @@
+"""The operators themselves: softmax attention over pairs, triples, tuples, trees and triangles."""

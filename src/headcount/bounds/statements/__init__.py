@@ -1,0 +1,1 @@
+"""The lower bounds, one file for each family of statements."""

@@ -1,0 +1,1 @@
+"""Explicit weights for sparse averaging."""

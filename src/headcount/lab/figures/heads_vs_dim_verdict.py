@@ -1,0 +1,190 @@
+"""What the data of ``heads-vs-dim`` says about 32 heads against 8, and why: sentences with computed numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headcount.lab.figures.base import Data
+
+PAPER = 4
+"""The order for which the bound of Yu et al. 2025 predicts ``CLAIMED`` heads and training is best with ``REPORTED``."""
+CLAIMED, REPORTED = 32, 8
+CLOSE = 1.05
+"""Errors within this factor of the best count as equally good."""
+NO_LIMIT = 1e9
+"""In the place of infinity in tables."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best number of heads, its error, and the least and the most heads within ``CLOSE`` of it."""
+
+    heads: int
+    error: float
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        within = f", {self.low} to {self.high} within 5%" if self.low < self.high else ""
+        return f"H = {self.heads} (error {self.error:.3f}{within})"
+
+
+def best(rows: Data, key: str = "error") -> Best | None:
+    """The least value over heads; of equal ones the fewest heads.
+
+    >>> str(best([{"heads": h, "error": e} for h, e in ((2, 0.5), (4, 0.2), (8, 0.205))]))
+    'H = 4 (error 0.200, 4 to 8 within 5%)'
+    """
+    known = {int(row["heads"]): float(row[key]) for row in rows if row[key] is not None}
+    if not known:
+        return None
+    heads = min(known, key=lambda own: (known[own], own))
+    near = [own for own, value in known.items() if value <= CLOSE * known[heads]]
+    return Best(heads, known[heads], min(near), max(near))
+
+
+def linear(data: Data, order: int, position: str, arm: str = "random") -> Data:
+    """The rows of one curve on linear targets."""
+    return [
+        row
+        for row in data
+        if (row["order"], row["position"], row["arm"], row["nonlinear"]) == (order, position, arm, False)
+    ]
+
+
+def ratio(rows: Data, key: str = "error") -> float | None:
+    """The error with ``CLAIMED`` heads over that with ``REPORTED``; None where one of them is missing."""
+    known = {row["heads"]: row[key] for row in rows if row[key] is not None}
+    return known[CLAIMED] / known[REPORTED] if CLAIMED in known and known.get(REPORTED) else None
+
+
+def verdict(data: Data) -> str:
+    """Predicted beside trained optimum, 32 against 8, the bound's constants, and each reason taken out."""
+    parts = [*_optima(data), *_bound(data), *_reasons(data)]
+    return " ".join(parts) if parts else "No linear run is finished, so there is nothing to compare."
+
+
+def _optima(data: Data) -> list[str]:
+    parts = []
+    for position in ("alibi", "relative", "rope"):
+        found = []
+        for order in sorted({row["order"] for row in data}):
+            rows = linear(data, order, position)
+            trained, predicted = best(rows), best(rows, "predicted")
+            if trained:
+                forecast = f"{predicted.heads}" if predicted else "none"
+                found.append(f"n = {order}: {forecast} | {trained}")
+        if found:
+            parts.append(f"{position}, predicted | trained best H on n-grams at H d = 64: {'; '.join(found)}.")
+    return parts
+
+
+def _bound(data: Data) -> list[str]:
+    """For which constants the bound says 32, 8, or what was trained."""
+    rows = linear(data, PAPER, "alibi")
+    trained, against = best(rows), ratio(rows)
+    if not trained:
+        return []
+    parts = []
+    if against is not None:
+        side = "worse" if against > CLOSE else "better" if against < 1 / CLOSE else "no different (within 5%)"
+        parts.append(
+            f"{CLAIMED} against {REPORTED} heads, {PAPER}-gram, ALiBi, trained: error ratio {against:.2f}, so "
+            f"{CLAIMED} are {side}; solver {_shown(ratio(rows, 'predicted'))}, best layers known "
+            f"{_shown(ratio(rows, 'best_known'))}."
+        )
+    for exponent in (1, 2, 4):
+        spans = {
+            row["heads"]: (row[f"bound p={exponent} from"], row[f"bound p={exponent} to"])
+            for row in rows
+            if row.get(f"bound p={exponent} from") is not None
+        }
+        asked = {heads: _span(spans.get(heads)) for heads in dict.fromkeys((REPORTED, CLAIMED, trained.heads))}
+        said = ", ".join(f"{heads} heads for K {span}" for heads, span in asked.items())
+        parts.append(f"The bound's shape K H^-{exponent} + tail is least at {said}.")
+    parts.append("K is unknown, so the bound alone decides nothing between them.")
+    free = {row["heads"]: row for row in linear(data, PAPER, "relative")}.get(CLAIMED)
+    if free and free["predicted"] is not None and free["best_known"] is not None:
+        parts.append(
+            f"Theory lets the heads of a lag carry one content: free biases with {CLAIMED} heads have error "
+            f"{free['predicted']:.3f} by the solver, {free['best_known']:.3f} in the best layer known."
+        )
+    return parts
+
+
+def _span(span: tuple[float, float] | None) -> str:
+    if span is None:
+        return "none"
+    return f"{span[0]:.3g} to {span[1]:.3g}" if span[1] < NO_LIMIT else f"above {span[0]:.3g}"
+
+
+def _shown(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def _size(factor: float) -> float:
+    """A factor or its inverse, whichever is above 1."""
+    return max(factor, 1 / factor)
+
+
+@dataclass(frozen=True)
+class _Removed:
+    """A reason, what takes it out, and the curve that this leaves."""
+
+    reason: str
+    how: str
+    rows: Data
+    key: str = "error"
+
+
+def _reasons(data: Data) -> list[str]:
+    """Each reason taken out: what it does to the best H, to 32 against 8, and to the error."""
+    base = linear(data, PAPER, "alibi")
+    before = best(base)
+    if not before:
+        return []
+    bent = [row for row in data if row["order"] == PAPER and row["nonlinear"] and row["position"] == "alibi"]
+    fixed = linear(data, PAPER, "alibi", "kernels")
+    removals = [
+        _Removed("position scheme", "free relative biases for ALiBi", linear(data, PAPER, "relative")),
+        _Removed("optimisation", "training from the best layer known", linear(data, PAPER, "alibi", "constructed")),
+        _Removed("optimisation", "more steps", linear(data, PAPER, "alibi", "longer")),
+        _Removed("optimisation", "trained kernels, values and outputs by least squares", base, "readout"),
+        _Removed("optimisation", "best kernels fixed, the rest trained", fixed),
+        _Removed("optimisation", "best kernels fixed, the rest by least squares", fixed, "readout"),
+        _Removed("readout", "the reverse: adding an MLP and a nonlinear target", bent),
+    ]
+    parts = [f"With ALiBi from random weights the best is {before}."]
+    turns: dict[str, float] = {}
+    falls: dict[str, float] = {}
+    old = ratio(base)
+    for own in removals:
+        shared = [row for row in own.rows if row[own.key] is not None and row["heads"] in {r["heads"] for r in base}]
+        after = best(shared, own.key)
+        if after is None:
+            continue
+        there = next(row["error"] for row in base if row["heads"] == after.heads)
+        falls[own.reason] = max(falls.get(own.reason, 0.0), there / max(after.error, 1e-6))
+        new = ratio(own.rows, own.key)
+        said = ""
+        if new is not None and old is not None:
+            turns[own.reason] = max(turns.get(own.reason, 1.0), new / old, key=_size)
+            said = f"; {CLAIMED} over {REPORTED} heads {old:.2f} becomes {new:.2f}"
+        parts.append(f"{own.reason.capitalize()} ({own.how}): best {after}, {there:.3f} before{said}.")
+    return parts + _reason(turns, falls, old)
+
+
+def _reason(turns: dict[str, float], falls: dict[str, float], old: float | None) -> list[str]:
+    """Which reason changes 32 against 8 most, and which the error."""
+    if not turns or old is None:
+        return []
+    order = sorted(turns, key=lambda name: -_size(turns[name]))
+    largest = max(falls, key=lambda name: falls[name])
+    if _size(turns[order[0]]) <= CLOSE:
+        told = f"No removal changes {CLAIMED} against {REPORTED} heads by more than 5%"
+    else:
+        listed = ", ".join(
+            f"{name} {_size(turns[name]):.2f} toward {REPORTED if turns[name] > 1 else CLAIMED}" for name in order
+        )
+        told = f"What turns {CLAIMED} against {REPORTED} heads most is {order[0]} (largest factors: {listed})"
+    return [f"{told}; what lowers the error most is {largest} ({falls[largest]:.3g} times)."]

@@ -1,0 +1,22 @@
+"""Small trainable models that answer at every token: attention of order two and three, recurrent, state-space, MLP.
+
+``config(name, **options)`` describes one, ``sized`` scales it to a number of parameters, ``build`` makes it.
+"""
+
+from headcount.lab.models.base import ModelConfig, TokenModel, build, count, parameters
+from headcount.lab.models.reading import Reading
+from headcount.lab.models.registry import config, config_class, names
+from headcount.lab.models.sizing import sized
+
+__all__ = [
+    "ModelConfig",
+    "Reading",
+    "TokenModel",
+    "build",
+    "config",
+    "config_class",
+    "count",
+    "names",
+    "parameters",
+    "sized",
+]

@@ -1,0 +1,1 @@
+"""Runs described by flat fields."""

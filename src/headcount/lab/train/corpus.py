@@ -1,0 +1,99 @@
+"""Real text as tokens: a byte-pair vocabulary learned on the training documents, and windows by seed and step.
+
+Documents are those of ``pretrained.texts``, whose split is fixed: language models train on the *calibration* ones and
+are examined on the *evaluation* ones. The vocabulary starts from the 256 bytes, so that any text has tokens and
+every token a length in bytes; losses of different vocabularies are compared in bits a byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headcount.core.errors import HeadcountError
+from headcount.core.seeds import derive, numpy_generator
+from headcount.pretrained.text.texts import Split, documents
+
+END = "<end>"
+"""The token behind every document."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token streams by kind, documents in a fixed order one behind the other. lengths: bytes of every token."""
+
+    train: Tensor
+    held_out: dict[str, Tensor]
+    lengths: Tensor
+
+    def batch(self, seed: int, step: int, rows: int, context: int) -> Tensor:
+        """Windows (rows, context + 1) from anywhere in the training text: a function of seed and step alone."""
+        generator = numpy_generator(seed, "text", step)
+        starts = torch.from_numpy(generator.integers(0, len(self.train) - context, rows))
+        return self.train[starts[:, None] + torch.arange(context + 1)].long()
+
+    def windows(self, kind: str, count: int, context: int) -> Tensor:
+        """Up to ``count`` held-out windows of a kind, (count, context + 1), spread evenly over its text; the same
+        for all seeds and models."""
+        stream = self.held_out[kind]
+        fitting = (len(stream) - 1) // context
+        if fitting == 0:
+            raise HeadcountError(f"the held-out {kind} has less than {context} tokens", fix="use a smaller context")
+        chosen = torch.linspace(0, fitting - 1, min(count, fitting)).long()
+        return stream[chosen[:, None] * context + torch.arange(context + 1)].long()
+
+
+@lru_cache(maxsize=2)
+def corpus(kinds: tuple[str, ...], vocab: int) -> Corpus:
+    """The text of some kinds in a vocabulary of ``vocab`` entries, learned on its training half."""
+    tokenizer = learn_vocabulary([text for kind in kinds for text in _texts(kind, "calibration")], vocab)
+    train = [_stream(tokenizer, _texts(kind, "calibration")) for kind in kinds]
+    held_out = {kind: _stream(tokenizer, _texts(kind, "evaluation")) for kind in kinds}
+    names = sorted((number, token) for token, number in tokenizer.get_vocab().items())
+    # In the byte-level alphabet every character stands for a byte; the end of a document has none.
+    lengths = torch.tensor([0 if token == END else len(token) for _, token in names])
+    return Corpus(torch.cat(train), held_out, lengths)
+
+
+def learn_vocabulary(texts: Sequence[str], size: int) -> Any:
+    """A byte-level byte-pair tokenizer with ``size`` entries, the end of a document among them.
+
+    Raises HeadcountError where the text has too few different pairs for that many.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() != size:
+        raise HeadcountError(
+            f"the text gives a vocabulary of {tokenizer.get_vocab_size()} entries, not {size}",
+            fix=f"use one of {tokenizer.get_vocab_size()}, or 257 or more with more text",
+        )
+    return tokenizer
+
+
+def _texts(kind: str, split: Split) -> list[str]:
+    """A kind's documents of a split in a fixed, mixed order."""
+    found = documents(kind, split)
+    return [document.text for document in sorted(found, key=lambda own: derive(0, "order", kind, own.name))]
+
+
+def _stream(tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    end = tokenizer.token_to_id(END)
+    encoded = tokenizer.encode_batch(list(texts))
+    parts = [np.array([*own.ids, end], dtype=np.int32) for own in encoded]
+    return torch.from_numpy(np.concatenate(parts))

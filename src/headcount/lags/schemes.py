@@ -1,0 +1,258 @@
+"""Position schemes: the families of kernels over lags that one attention head can have.
+
+A *kernel* a(s) is the attention that a head pays to the token s back, when the logits depend on positions only:
+a = softmax over the lags s = 0..L-1 of a *context* of L tokens, so every kernel is a probability vector. A scheme
+says which kernels there are, as a map from P numbers to a kernel, with its Jacobian for the optimiser.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from headcount.core.errors import HeadcountError
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Scheme(ABC):
+    """A family of kernels on ``context`` lags, each given by ``width`` numbers."""
+
+    context: int = 64
+
+    def __post_init__(self) -> None:
+        if self.context < 2:
+            raise HeadcountError(f"a context of {self.context} tokens has no lags to choose from", fix="use 2 or more")
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Numbers that give one kernel."""
+
+    @abstractmethod
+    def kernels(self, given: Array) -> Array:
+        """Kernels (H, L) of the numbers (H, P)."""
+
+    @abstractmethod
+    def jacobian(self, given: Array) -> Array:
+        """Their derivatives (H, L, P)."""
+
+    @abstractmethod
+    def inside(self, given: Array) -> Array:
+        """The nearest numbers that are allowed (onto a box) or a scaling down to them (of norms)."""
+
+    @abstractmethod
+    def random(self, generator: np.random.Generator, heads: int, lag: int) -> Array:
+        """Random numbers (H, P) to start an optimisation for ``lag`` from."""
+
+
+@dataclass(frozen=True)
+class Linear(Scheme):
+    """ALiBi: logits -m s with a slope m >= 0, a(s) = x^s / sum_t x^t with x = exp(-m) in [0, 1].
+
+    x = 0 (an infinite slope) attends to the query's own token, x = 1 to all lags alike. Slopes may be any; a model
+    that follows ALiBi's own geometric list of them has fewer kernels (Press et al. 2021, arXiv 2108.12409).
+
+    >>> Linear(4).kernels(np.array([[0.0], [0.5], [1.0]])).round(3).tolist()
+    [[1.0, 0.0, 0.0, 0.0], [0.533, 0.267, 0.133, 0.067], [0.25, 0.25, 0.25, 0.25]]
+    """
+
+    @property
+    def width(self) -> int:
+        """See ``Scheme.width``."""
+        return 1
+
+    def kernels(self, given: Array) -> Array:
+        """See ``Scheme.kernels``."""
+        powers = given ** np.arange(self.context)
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    def jacobian(self, given: Array) -> Array:
+        """See ``Scheme.jacobian``."""
+        lags = np.arange(self.context)
+        powers = given**lags
+        slopes = lags * given ** np.maximum(lags - 1, 0)
+        total = powers.sum(axis=1, keepdims=True)
+        return (slopes / total - powers * slopes.sum(axis=1, keepdims=True) / total**2)[:, :, None]
+
+    def inside(self, given: Array) -> Array:
+        """See ``Scheme.inside``."""
+        return np.clip(given, 0.0, 1.0)
+
+    def random(self, generator: np.random.Generator, heads: int, lag: int) -> Array:
+        """See ``Scheme.random``."""
+        return generator.uniform(size=(heads, 1)) ** 0.5
+
+
+@dataclass(frozen=True)
+class Softmax(Scheme):
+    """Kernels softmax(F g) with a fixed matrix F of features (L, P) and numbers g of bounded norm."""
+
+    budget: float = 8.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.budget > 0:
+            raise HeadcountError(
+                f"a logit budget of {self.budget} leaves attention uniform", fix="use a number above 0"
+            )
+
+    @property
+    @abstractmethod
+    def features(self) -> Array:
+        """F, of shape (L, P)."""
+
+    @property
+    def width(self) -> int:
+        """See ``Scheme.width``."""
+        return self.features.shape[1]
+
+    def kernels(self, given: Array) -> Array:
+        """See ``Scheme.kernels``."""
+        logits = given @ self.features.T
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    def jacobian(self, given: Array) -> Array:
+        """See ``Scheme.jacobian``."""
+        kernels = self.kernels(given)
+        centre = kernels @ self.features
+        return kernels[:, :, None] * (self.features[None] - centre[:, None, :])
+
+    @abstractmethod
+    def barrier(self, given: Array, width: float) -> tuple[float, Array, Array]:
+        """-log of how far numbers are from their limits: its value, slopes (H, P) and curvatures (H, P, P).
+
+        Smooth and convex; infinite where a limit is met. Norms are rounded off over ``width``.
+        """
+
+
+@dataclass(frozen=True)
+class Rope(Softmax):
+    """Rotary embedding: logits sum_i rho_i cos(theta_i s + phi_i), theta_i = base^(-2i/d), with sum_i rho_i <= budget.
+
+    These are exactly the logits q' R(s) k of vectors with ||q|| ||k|| <= budget: the i-th pair of dimensions gives
+    rho_i = ||q_i|| ||k_i||, and sum_i rho_i <= ||q|| ||k|| (Cauchy-Schwarz), with equality possible. The numbers are
+    (rho_i cos phi_i, -rho_i sin phi_i). A scale 1/sqrt(d) is part of the budget (Su et al. 2021, arXiv 2104.09864).
+    """
+
+    dim: int = 16
+    base: float = 10_000.0
+    pairs: int | None = None
+    """How many of the dim/2 pairs are used, the fastest first; ``None``: all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim < 2 or self.dim % 2:
+            raise HeadcountError(f"a rotary dimension of {self.dim} has no pairs", fix="use an even number above 0")
+        if self.pairs is not None and not 1 <= self.pairs <= self.dim // 2:
+            raise HeadcountError(f"{self.pairs} pairs of {self.dim} dimensions", fix=f"use 1 to {self.dim // 2}")
+
+    @property
+    def frequencies(self) -> Array:
+        """theta_i of the pairs that are used."""
+        return self.base ** (-2.0 * np.arange(self.pairs or self.dim // 2) / self.dim)
+
+    @property
+    def features(self) -> Array:
+        """See ``Softmax.features``."""
+        angles = np.outer(np.arange(self.context), self.frequencies)
+        return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+
+    def _norms(self, given: Array) -> Array:
+        return np.hypot(*np.split(given, 2, axis=1)).sum(axis=1, keepdims=True)
+
+    def inside(self, given: Array) -> Array:
+        """See ``Scheme.inside``."""
+        return given * np.minimum(1.0, self.budget / np.maximum(self._norms(given), 1e-300))
+
+    def barrier(self, given: Array, width: float) -> tuple[float, Array, Array]:
+        """-log(budget - sum_i (rho_i^2 + width^2)^(1/2)); see ``Softmax.barrier``."""
+        pairs = given.reshape(len(given), 2, -1)
+        norms = np.sqrt((pairs**2).sum(axis=1) + min(width, self.budget / (4 * self.dim)) ** 2)
+        left = self.budget - norms.sum(axis=1)
+        if (left <= 0).any():
+            return np.inf, np.zeros(0), np.zeros(0)
+        units = pairs / norms[:, None]
+        flat = units.reshape(given.shape)
+        # Within pair i: (1 - u u') / norm; the pair's two numbers stand half a row apart.
+        own = (np.eye(2)[None, :, :, None] - units[:, :, None] * units[:, None]) / norms[:, None, None]
+        blocks = own[..., None] * np.eye(norms.shape[1])
+        curved = blocks.transpose(0, 1, 3, 2, 4).reshape(len(given), *2 * given.shape[1:])
+        share = 1.0 / left[:, None, None]
+        return (
+            float(-np.log(left).sum()),
+            flat / left[:, None],
+            curved * share + flat[:, :, None] * flat[:, None] * share**2,
+        )
+
+    def random(self, generator: np.random.Generator, heads: int, lag: int) -> Array:
+        """See ``Scheme.random``."""
+        amplitudes = generator.dirichlet(np.ones(len(self.frequencies)), size=heads) * self.budget
+        signs = generator.choice([-1.0, 1.0], size=(heads, 1)) * generator.uniform(size=(heads, 1))
+        signs[0] = 1.0  # one head at least looks for the lag with the whole budget
+        angles = lag * self.frequencies
+        return np.concatenate([amplitudes * np.cos(angles), amplitudes * np.sin(angles)], axis=1) * signs
+
+
+@dataclass(frozen=True)
+class Learned(Softmax):
+    """One learned bias for each lag, within [-budget/2, budget/2]: a logit range of ``budget`` and no other limit.
+
+    The freest scheme that depends on the lag alone; learned absolute positions, whose logits <q_i, k_j> have a rank,
+    are not freer.
+    """
+
+    @property
+    def features(self) -> Array:
+        """See ``Softmax.features``."""
+        return np.eye(self.context)
+
+    def inside(self, given: Array) -> Array:
+        """See ``Scheme.inside``."""
+        return np.clip(given, -self.budget / 2, self.budget / 2)
+
+    def barrier(self, given: Array, width: float) -> tuple[float, Array, Array]:
+        """-sum log(budget/2 - g) + log(budget/2 + g); see ``Softmax.barrier``."""
+        below, above = self.budget / 2 + given, self.budget / 2 - given
+        if (below <= 0).any() or (above <= 0).any():
+            return np.inf, np.zeros(0), np.zeros(0)
+        curved = (1 / above**2 + 1 / below**2)[:, :, None] * np.eye(given.shape[1])
+        return float(-np.log(below * above).sum()), 1 / above - 1 / below, curved
+
+    def random(self, generator: np.random.Generator, heads: int, lag: int) -> Array:
+        """See ``Scheme.random``."""
+        return generator.uniform(-0.5, 0.5, size=(heads, self.width)) * self.budget
+
+
+@dataclass(frozen=True)
+class Buckets(Learned):
+    """T5: one learned bias for each bucket of lags, within [-budget/2, budget/2].
+
+    Half of the ``buckets`` hold one lag each, the others grow geometrically up to ``reach`` and the last one holds
+    all that is farther (Raffel et al. 2020, section 2.1; causal).
+
+    >>> Buckets(128).bucket_of()[[0, 15, 16, 18, 19, 127]].tolist()
+    [0, 15, 16, 16, 17, 31]
+    """
+
+    buckets: int = 32
+    reach: int = 128
+
+    def bucket_of(self) -> Array:
+        """The bucket of each lag (L)."""
+        exact = self.buckets // 2
+        lags = np.arange(self.context)
+        # The smallest number of bucket b, in float64: exact * (reach / exact)^(j / (buckets - exact)).
+        share = np.log(np.maximum(lags, exact) / exact) / np.log(self.reach / exact)
+        far = exact + np.minimum((share * (self.buckets - exact)).astype(int), self.buckets - exact - 1)
+        return np.where(lags < exact, lags, far)
+
+    @property
+    def features(self) -> Array:
+        """See ``Softmax.features``."""
+        found = self.bucket_of()
+        return (found[:, None] == np.arange(found.max() + 1)[None]).astype(float)

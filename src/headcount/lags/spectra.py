@@ -1,0 +1,73 @@
+"""Content spectra: the singular values of what a lag carries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headcount.core.errors import HeadcountError
+from headcount.core.seeds import numpy_generator
+
+
+def random_spectra(lags: int, width: int, seed: int = 0) -> list[list[float]]:
+    """Singular values of independent Gaussian width x width matrices, each scaled to Frobenius norm 1.
+
+    >>> [round(value, 3) for value in random_spectra(1, 3)[0]]
+    [0.827, 0.547, 0.13]
+    """
+    if width < 1:
+        raise HeadcountError(f"a content width of {width} is not possible", fix="use 1 or more")
+    generator = numpy_generator(seed, "allocation", "spectra")
+    found = []
+    for _ in range(lags):
+        values = np.linalg.svd(generator.normal(size=(width, width)), compute_uv=False)
+        found.append((values / np.sqrt((values**2).sum())).tolist())
+    return found
+
+
+def read_spectra(path: Path, lags: int, layer: int = 0) -> list[list[float]]:
+    """Singular values from a JSON file (a list for each lag), or from an audit folder (``audit_spectrum``)."""
+    if path.is_dir():
+        return [audit_spectrum(path, layer)] * lags
+    found = _json(path, "name a JSON file or an audit folder")
+    try:
+        return [[float(value) for value in spectrum] for spectrum in found]
+    except (ValueError, TypeError) as error:
+        raise HeadcountError(f"{path} is no list of lists of numbers", fix="write it as [[2.0, 1.0], [3.0]]") from error
+
+
+def audit_spectrum(folder: Path, layer: int) -> list[float]:
+    """What the values of an audited layer carry, as if every lag carried the same: the square roots of their joint
+    energies (nats with the metric ``fisher``), scaled to Frobenius norm 1 as the random ones are.
+
+    Only ``audit.json`` is read, so that a table and an audit make an allocation at once.
+
+    Raises:
+        HeadcountError: a folder without an audit, a layer that it does not have.
+    """
+    record = _json(folder / "audit.json", "name the folder of a finished headcount audit")
+    try:
+        layers = record["layers"]
+        if not 0 <= layer < len(layers):
+            raise HeadcountError(f"the audit has no layer {layer}", fix=f"use --layer 0 to {len(layers) - 1}")
+        energies = np.asarray(layers[layer]["sides"]["values"]["joint"], dtype=np.float64)
+        total = energies.sum()
+        if not (energies.ndim == 1 and energies.size and np.isfinite(total) and total > 0 and energies.min() >= 0):
+            raise ValueError
+    except (KeyError, TypeError, ValueError) as error:
+        raise HeadcountError(
+            f"{folder / 'audit.json'} has no value energies of layer {layer}", fix="run headcount audit again"
+        ) from error
+    return [float(value) for value in np.sqrt(energies / total)]
+
+
+def _json(path: Path, mend: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HeadcountError(f"cannot read {path}: {error.strerror}", fix=mend) from error
+    except ValueError as error:
+        raise HeadcountError(f"{path} is no JSON", fix=mend) from error

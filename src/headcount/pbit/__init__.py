@@ -1,0 +1,1 @@
+"""p-bit machines: number formats, attention layers and recurrent nets whose every step is rounded."""

@@ -1,0 +1,128 @@
+"""Running a model one layer at a time, so that only one layer's weights and sums need memory.
+
+The residual stream of all windows lies in files; a layer reads one and writes the next, so a killed run goes
+on from the last finished layer. Arguments that layers get besides the stream (masks, rotations) come from
+the model itself: its own forward is run with each layer replaced by a recorder for the length of one call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from headcount.core.errors import HeadcountError
+from headcount.core.store import require_space, write_atomic
+from headcount.pretrained.families import Family, base_model, layers_of
+
+_ZEROS = 2**24
+
+
+class LayerCall(NamedTuple):
+    """What a layer is called with behind the stream."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class _Recorder(nn.Module):
+    """Stands in for a layer: keeps what it was called with and hands the stream through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream: torch.Tensor | None = None
+        self.call = LayerCall((), {})
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.stream, self.call = hidden_states, LayerCall(args, kwargs)
+        return hidden_states
+
+
+@contextlib.contextmanager
+def _recorders(layers: nn.ModuleList) -> Iterator[list[_Recorder]]:
+    own = list(layers)
+    stand_ins = [_Recorder() for _ in own]
+    try:
+        for index, stand_in in enumerate(stand_ins):
+            layers[index] = stand_in
+        yield stand_ins
+    finally:
+        for index, layer in enumerate(own):
+            layers[index] = layer
+
+
+@torch.no_grad()
+def layer_calls(model: PreTrainedModel, family: Family, ids: torch.Tensor) -> tuple[torch.Tensor, list[LayerCall]]:
+    """The stream that enters the first layer, and what else each layer is called with.
+
+    ids (batch, tokens) -> stream (batch, tokens, hidden). The calls fit every batch of the same shape.
+    """
+    with _recorders(layers_of(model, family)) as stand_ins:
+        options = {"use_cache": False} if family.causal else {}
+        base_model(model)(ids, **options)
+    stream = stand_ins[0].stream
+    assert stream is not None
+    return stream, [stand_in.call for stand_in in stand_ins]
+
+
+def run_layer(
+    layer: nn.Module, stream: torch.Tensor, call: LayerCall, weights: Mapping[str, torch.Tensor] | None = None
+) -> torch.Tensor:
+    """One layer on one batch of the stream, with other ``weights`` in the place of its own where they are given."""
+    if weights:
+        out = functional_call(layer, dict(weights), (stream, *call.args), call.kwargs)
+    else:
+        out = layer(stream, *call.args, **call.kwargs)
+    return out[0] if isinstance(out, tuple) else out
+
+
+class StreamFile:
+    """The residual stream of all windows in a file: (windows, tokens, hidden), read and written by rows.
+
+    An existing file is gone on with; one of another size is refused. The disk's room is had when the file is made:
+    a disk that fills up under a memory-mapped file would end the process without a word.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        size = shape[0] * shape[1] * shape[2]
+        size_bytes = size * dtype.itemsize
+        if not path.exists():
+            require_space(path.parent, size_bytes)
+            write_atomic(path, lambda place: _allocate(place, size_bytes))
+        elif path.stat().st_size != size_bytes:
+            raise HeadcountError(
+                f"{path} has {path.stat().st_size:,} bytes, not the {size_bytes:,} of {shape} {dtype}",
+                fix="remove it, or choose another --out",
+            )
+        self.path = path
+        self.rows = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
+
+    def read(self, rows: slice, device: torch.device) -> torch.Tensor:
+        """A copy of some windows on ``device``: what is done to it does not reach the file."""
+        return self.rows[rows].to(device, copy=True)
+
+    def write(self, rows: slice, stream: torch.Tensor) -> None:
+        """Put windows in their place."""
+        self.rows[rows] = stream.to(self.rows.dtype).cpu()
+
+
+def batches_of(count: int, size: int) -> list[slice]:
+    """Slices of at most ``size`` windows that cover ``count``."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _allocate(place: Path, size_bytes: int) -> None:
+    """Make a file of zeros that has its room on the disk."""
+    with place.open("rb+") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+        else:  # macOS
+            for start in range(0, size_bytes, _ZEROS):
+                file.write(bytes(min(_ZEROS, size_bytes - start)))

@@ -1,0 +1,1 @@
+"""The models that headcount makes: code that travels with each checkpoint."""

@@ -1,0 +1,1 @@
+"""Questions about a pretrained model beside its trimming."""

@@ -1,0 +1,1 @@
+"""Softmax saturation: how many dimensions of queries and keys the heads of each layer need."""

@@ -1,0 +1,276 @@
+"""What ``headcount audit --saturation`` writes: a checked record, and tables of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from headcount.core.errors import HeadcountError
+from headcount.core.spec import ModelSpec
+from headcount.core.store import read_json
+from headcount.probes.saturation.changepoint import Boundary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORD = "saturation.json"
+Verdict = Literal["holds", "does not hold", "not decided"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HeadCurve(_Record):
+    """One query head at one context."""
+
+    errors: list[float]
+    """Relative output error at rank 0..d."""
+    ranks: list[int]
+    """Saturation ranks at ``SaturationRecord.tolerances``."""
+    logit_range: float
+    """Largest minus smallest visible logit, averaged over the queries looked at."""
+    output_rms: float | None = None
+    """sqrt(mean_i |o_i|^2): an absolute output error is the relative one times this. ``None``: of an older record."""
+    energy_rank: float | None = None
+    """Components that hold 90% of the energy of a window's centred logits, averaged over the measured windows."""
+    energy_error: float | None = None
+    """Relative output error when each window's logits keep only those components, its own."""
+    pooled_energy_rank: int | None = None
+    """The same of the logits of all fitted windows together."""
+
+    def absolute(self, rank: int) -> float | None:
+        """Root mean square of |o_i^r - o_i| at a rank; ``None`` of an older record."""
+        return None if self.output_rms is None else self.errors[rank] * self.output_rms
+
+
+class BoundRecord(_Record):
+    """Rows of attention at one rank beside the bounds of softmax perturbation; medians over rows.
+
+    Symbols are those of ``headcount.probes.saturation.perturbation``. No row breaks a proved bound:
+    ``violations`` counts.
+    """
+
+    rank: int
+    rows: int
+    violations: int
+    half_range: float
+    logit_bound: float
+    total_variation: float
+    total_variation_bound: float
+    """tanh(delta / 2)."""
+    squared_distance: float
+    squared_bound: float
+    """2 tanh(delta / 2) e^(2b) / L."""
+    sharper_bound: float
+    """The same times 1 - e^(-2 delta)."""
+    long_context_says_more: float
+    """Share of rows where ``squared_bound`` is below 2 tanh(delta / 2)^2, what the first inequality alone gives."""
+    output_error: float
+    """|o - o'|."""
+    output_error_bound: float
+    """2 tanh(delta / 2) max_j |v_j - mean v|."""
+    independent_output_error: float
+    """sqrt(tr(S) |p - p'|^2): what |o - o'| would be if values were independent of logits."""
+    independent_output_error_bound: float
+    """sqrt(tr(S) 2 tanh(delta / 2) e^(2b) / L), under the same hypothesis."""
+
+
+class LayerCurves(_Record):
+    """One layer at one context."""
+
+    layer: int
+    heads: list[HeadCurve]
+    bounds: list[BoundRecord] = []
+    """Of this layer's rows, a record a rank; empty in an older record."""
+
+
+class LossRecord(_Record):
+    """The whole model with queries and keys cut in many heads at once."""
+
+    name: str
+    mean_rank: float
+    """Rank kept, averaged over all heads."""
+    loss: float
+    """Nats a token."""
+    increase: float
+    low: float
+    high: float
+    """95% interval of the increase, from blocks of tokens drawn again."""
+
+
+class ContextRecord(_Record):
+    """Everything at one context length."""
+
+    context: int
+    fitted_windows: int
+    measured_windows: int
+    queries: int
+    layers: list[LayerCurves]
+    losses: list[LossRecord]
+    bounds: list[BoundRecord] = []
+    """Of the rows of all layers, a record a rank; empty in an older record."""
+    boundary: Boundary | None
+    """Of saturation ranks at 5%, averaged over a layer's heads; ``None``: fewer than 5 layers."""
+
+
+class ClaimRecord(_Record):
+    """One claim of the source paper, what was measured for it, and the verdict."""
+
+    name: str
+    claim: str
+    measured: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    needed: str
+    """The rule by which the interval becomes the verdict."""
+    verdict: Verdict
+
+
+class SaturationRecord(_Record):
+    """``saturation.json``."""
+
+    format: Literal[1] = 1
+    model: str
+    fingerprint: str
+    spec: ModelSpec
+    seed: int
+    tokens: int
+    matmul_dtype: str
+    kinds: list[str]
+    tolerances: list[float]
+    contexts: list[ContextRecord]
+    claims: list[ClaimRecord]
+    weight_ranks: list[list[int]] | None = None
+    """Components that hold 90% of the energy of W_q' W_k, by layer and query head; ``None``: of an older record."""
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """A saturation audit in hand."""
+
+    record: SaturationRecord
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Saturation:
+        """Read its folder; what is missing or does not fit is refused by name."""
+        folder = Path(folder)
+        if not (folder / RECORD).is_file():
+            raise HeadcountError(f"{folder} holds no finished saturation audit", fix="run headcount audit --saturation")
+        return cls(read_json(folder / RECORD, SaturationRecord), folder)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a context, layer and head: saturation ranks, range of logits, length of outputs, components at 90%.
+
+        Of an older record the columns that it does not have are left out.
+        """
+        import pandas as pd
+
+        names = [f"rank_{tolerance:g}" for tolerance in self.record.tolerances]
+        later = ("output_rms", "energy_rank", "energy_error", "pooled_energy_rank")
+        weights = self.record.weight_ranks
+        rows = [
+            {"context": context.context, "layer": layer.layer, "head": index}
+            | dict(zip(names, head.ranks, strict=True))
+            | {"logit_range": head.logit_range}
+            | {name: getattr(head, name) for name in later if getattr(head, name) is not None}
+            | ({} if weights is None else {"weight_rank": weights[layer.layer][index]})
+            for context in self.record.contexts
+            for layer in context.layers
+            for index, head in enumerate(layer.heads)
+        ]
+        return pd.DataFrame(rows)
+
+
+class MeanError(NamedTuple):
+    """Output error at a rank, averaged over all heads; ``absolute`` in the unit of values, ``None``: older record."""
+
+    rank: int
+    relative: float
+    absolute: float | None
+
+
+def mean_errors(context: ContextRecord) -> list[MeanError]:
+    """Output errors by rank, averaged over the heads that have so many dimensions."""
+    heads = [head for layer in context.layers for head in layer.heads]
+    errors = []
+    for rank in range(max(len(head.errors) for head in heads)):
+        having = [head for head in heads if rank < len(head.errors)]
+        relative = sum(head.errors[rank] for head in having) / len(having)
+        absolutes = [absolute for head in having if (absolute := head.absolute(rank)) is not None]
+        errors.append(MeanError(rank, relative, sum(absolutes) / len(having) if absolutes else None))
+    return errors
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, smallest and largest over all heads."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ComponentCounts:
+    """Three questions about the dimensions of queries and keys of one head, at one context, over all heads."""
+
+    window: Spread
+    """Components that hold 90% of the energy of one window's centred logits."""
+    pooled: Spread
+    """The same of the logits of all windows together."""
+    weights: Spread
+    """Components that hold 90% of the energy of W_q' W_k."""
+    output: Spread
+    """Saturation rank: components for a relative output error of 5%."""
+    error: Spread
+    """Relative output error of a head that keeps the components of ``window``, each window its own."""
+
+
+def component_counts(record: SaturationRecord, context: ContextRecord) -> ComponentCounts | None:
+    """The counts of one context; ``None`` of an older record, which has no energies."""
+    five = record.tolerances.index(0.05)
+    heads = [head for layer in context.layers for head in layer.heads]
+    window = [head.energy_rank for head in heads if head.energy_rank is not None]
+    pooled = [float(head.pooled_energy_rank) for head in heads if head.pooled_energy_rank is not None]
+    errors = [head.energy_error for head in heads if head.energy_error is not None]
+    if record.weight_ranks is None or min(map(len, (window, pooled, errors))) < len(heads):
+        return None
+    weights = [float(rank) for ranks in record.weight_ranks for rank in ranks]
+    output = [float(head.ranks[five]) for head in heads]
+    return ComponentCounts(*map(_spread, (window, pooled, weights, output, errors)))
+
+
+def _spread(values: list[float]) -> Spread:
+    return Spread(sum(values) / len(values), min(values), max(values))
+
+
+def summary_json(found: Saturation) -> dict[str, Any]:
+    """What ``headcount audit --saturation --json`` prints; the curves of every rank are in the folder."""
+    record = found.record
+    table = found.to_pandas()
+    means = table.drop(columns="head").groupby(["context", "layer"], as_index=False).mean()
+    return {
+        "model": record.model,
+        "tokens": record.tokens,
+        "tolerances": record.tolerances,
+        "contexts": [
+            {
+                "context": context.context,
+                "errors": [error._asdict() for error in mean_errors(context)],
+                "bounds": [bound.model_dump() for bound in context.bounds],
+                "components": asdict(counts) if (counts := component_counts(record, context)) else None,
+                "layers": means[means.context == context.context].drop(columns="context").to_dict("records"),
+                "losses": [loss.model_dump() for loss in context.losses],
+                "boundary": asdict(context.boundary) if context.boundary else None,
+            }
+            for context in record.contexts
+        ],
+        "claims": [claim.model_dump() for claim in record.claims],
+        "folder": str(found.folder),
+    }

@@ -1,0 +1,1 @@
+"""Models planned from scratch: heads, dimensions and MLP widths under budgets."""

@@ -1,0 +1,116 @@
+"""How wide keys and values must be over the depth of a model, from a measured model.
+
+Two kinds of evidence, told apart by the file that the folder holds:
+
+- ``saturation.json``: a layer's share is the mean saturation rank of its heads at 5% over their dimension, at the
+  longest context. Nothing is measured of values, which keep share 1.
+- ``audit.json``: half of the cache is split over all layers and sides by ``plan.allocators.greedy``, so that every
+  side is left at the same marginal loss; a side's share is its rank over its width.
+
+A model of other depth takes the mean share over the part of the source's depth that a layer covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from headcount.core.errors import HeadcountError
+from headcount.core.store import read_json
+from headcount.probes.saturation.record import RECORD as SATURATION
+from headcount.probes.saturation.record import SaturationRecord
+from headcount.trimming.audit.record import RECORD as AUDIT
+from headcount.trimming.audit.record import AuditRecord
+from headcount.trimming.plan.allocators import greedy, smallest_budget
+
+TOLERANCE = 0.05
+"""Relative output error at which saturation ranks are read."""
+HALF = 0.5
+"""Share of the cache that is split to see where it is wanted."""
+SMALLEST = 0.25
+"""No share falls below this: evidence of another model is no reason to leave a layer with almost nothing."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Shares of the widest layer, in (0, 1], by layer; ``said``: what was measured, a phrase for each layer."""
+
+    keys: tuple[float, ...]
+    values: tuple[float, ...]
+    said: tuple[str, ...]
+
+
+def read_evidence(folder: Path, layers: int) -> Evidence:
+    """The evidence in an audit folder, for a model of ``layers`` layers.
+
+    Raises HeadcountError for a folder that holds no finished audit.
+    """
+    if (folder / SATURATION).is_file():
+        return from_saturation(read_json(folder / SATURATION, SaturationRecord), layers)
+    if (folder / AUDIT).is_file():
+        return from_audit(read_json(folder / AUDIT, AuditRecord), layers)
+    raise HeadcountError(
+        f"{folder} holds no finished audit ({SATURATION} or {AUDIT})", fix="give --from the folder of headcount audit"
+    )
+
+
+def from_saturation(record: SaturationRecord, layers: int) -> Evidence:
+    """Saturation ranks of queries and keys."""
+    if TOLERANCE not in record.tolerances or not record.contexts:
+        raise HeadcountError(f"the saturation audit has no ranks at {TOLERANCE:.0%}", fix="audit again")
+    place = record.tolerances.index(TOLERANCE)
+    longest = max(record.contexts, key=lambda own: own.context)
+    ranks = [sum(head.ranks[place] for head in layer.heads) / len(layer.heads) for layer in longest.layers]
+    shares = [rank / layer.qk_dim for rank, layer in zip(ranks, record.spec.layers, strict=True)]
+    own = resample(shares, layers)
+    said = tuple(
+        f"saturation rank of keys {share:.0%} of the head dimension at {TOLERANCE:.0%} and {longest.context} tokens; "
+        "values not measured"
+        for share in own
+    )
+    return Evidence(relative(own), (1.0,) * layers, said)
+
+
+def from_audit(record: AuditRecord, layers: int) -> Evidence:
+    """Ranks of keys (before the rotary embedding) and values at half the cache."""
+    columns = [record.layers[i].sides[side].joint for i in range(len(record.layers)) for side in ("keys", "values")]
+    multiple = 4
+    budget = max(int(HALF * sum(map(len, columns))), smallest_budget(columns, multiple))
+    ranks = greedy(columns, budget, multiple)
+    shares = [rank / len(column) for rank, column in zip(ranks, columns, strict=True)]
+    keys, values = resample(shares[::2], layers), resample(shares[1::2], layers)
+    said = tuple(
+        f"half the cache leaves keys {k:.0%} and values {v:.0%} of their width"
+        for k, v in zip(keys, values, strict=True)
+    )
+    return Evidence(relative(keys), relative(values), said)
+
+
+def relative(shares: Sequence[float]) -> tuple[float, ...]:
+    """Shares over the largest, none below ``SMALLEST``; all 1 where nothing was needed at all.
+
+    >>> relative([0.5, 0.25, 0.01])
+    (1.0, 0.5, 0.25)
+    """
+    largest = max(shares)
+    return tuple(max(share / largest, SMALLEST) if largest > 0 else 1.0 for share in shares)
+
+
+def resample(values: Sequence[float], count: int) -> list[float]:
+    """Means over ``count`` equal parts of the depth that ``values`` covers.
+
+    >>> resample([1.0, 2.0, 3.0, 4.0], 2), resample([1.0, 3.0], 3)
+    ([1.5, 3.5], [1.0, 2.0, 3.0])
+    """
+    found = []
+    for part in range(count):
+        # In units of 1/count of a source layer, so that all borders are whole numbers.
+        low, high = part * len(values), (part + 1) * len(values)
+        pieces = [
+            (min(high, (i + 1) * count) - max(low, i * count), value)
+            for i, value in enumerate(values)
+            if min(high, (i + 1) * count) > max(low, i * count)
+        ]
+        found.append(sum(size * value for size, value in pieces) / len(values))
+    return found

@@ -1,0 +1,1 @@
+"""From a pretrained model to a smaller one: audit, plan, trim, evaluate."""

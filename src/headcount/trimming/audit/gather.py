@@ -1,0 +1,179 @@
+"""The two gathering passes: batch by batch with gradients, or layer by layer without.
+
+Both are sequential and seeded by batch or layer, so that a run that was killed and started again writes the same bytes
+as one that was not. Memory does not grow with the number of tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from headcount.core.progress import Progress
+from headcount.core.seeds import torch_generator
+from headcount.core.spec import ModelSpec
+from headcount.core.store import read_tensors, write_tensors
+from headcount.pretrained.families import Family, attention_of, family_of, layers_of, projections_of
+from headcount.pretrained.running.capture import AttentionCall
+from headcount.pretrained.running.layerwise import batches_of
+from headcount.trimming.audit.heads import STRIDE, HeadStatistics, attention_rows
+from headcount.trimming.audit.moments import LayerMoments
+from headcount.trimming.audit.passes import LocalGradients, fisher_batch, mixed_precision
+from headcount.trimming.audit.stream import Walk
+
+BATCH_TOKENS = 1024
+"""Tokens that go through the model at once: enough for full speed on a CPU, small enough for a laptop."""
+CHECKPOINT_SECONDS = 30.0
+PLAIN_EVERY = 8
+"""One batch in this many is also timed in a plain forward pass, for ``cost_ratio``."""
+
+
+class LayerSums:
+    """All that is summed for one layer."""
+
+    def __init__(self, spec: ModelSpec, layer: int) -> None:
+        own = spec.layers[layer]
+        self.prefix = f"layers.{layer}"
+        self.moments = LayerMoments(own.k_width, own.v_width, own.rotary_dim > 0)
+        self.heads = HeadStatistics(own.n_heads)
+        self.stream_energy = torch.zeros((), dtype=torch.float64)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All sums by name."""
+        own = {f"{self.prefix}.stream_energy": self.stream_energy}
+        return self.moments.tensors(self.prefix) | self.heads.tensors(self.prefix) | own
+
+    def restore(self, saved: dict[str, torch.Tensor]) -> None:
+        """Take up what ``tensors`` gave."""
+        self.moments.restore(self.prefix, saved)
+        self.heads.restore(self.prefix, saved)
+        self.stream_energy = saved[f"{self.prefix}.stream_energy"]
+
+
+class Stopwatch:
+    """Seconds of the audit itself and of plain forward passes beside it."""
+
+    def __init__(self) -> None:
+        self.audit = self.plain = 0.0
+        self.audit_tokens = self.plain_tokens = 0
+
+    @contextlib.contextmanager
+    def time(self, what: str, tokens: int) -> Iterator[None]:
+        """Add the block's time to ``audit`` or ``plain``."""
+        start = time.perf_counter()
+        yield
+        setattr(self, what, getattr(self, what) + time.perf_counter() - start)
+        setattr(self, f"{what}_tokens", getattr(self, f"{what}_tokens") + tokens)
+
+
+def _batches(ids: torch.Tensor) -> list[slice]:
+    return batches_of(len(ids), max(1, BATCH_TOKENS // ids.shape[1]))
+
+
+@torch.no_grad()
+def _plain(model: PreTrainedModel, ids: torch.Tensor, dtype: torch.dtype | None, watch: Stopwatch) -> None:
+    """Time what the audit is compared with."""
+    options = {"use_cache": False} if family_of(model.config).causal else {}
+    with mixed_precision(ids.device, dtype), watch.time("plain", ids.numel()):
+        model(ids, **options)
+
+
+def gather_fisher(
+    model: PreTrainedModel,
+    family: Family,
+    spec: ModelSpec,
+    ids: torch.Tensor,
+    metric: str,
+    seed: int,
+    dtype: torch.dtype | None,
+    folder: Path,
+    watch: Stopwatch,
+    progress: Progress,
+) -> dict[str, torch.Tensor]:
+    """Batch by batch; the checkpoint holds every sum and the next batch."""
+    sums = [LayerSums(spec, index) for index in range(len(spec.layers))]
+    attentions = [attention_of(layer, family) for layer in layers_of(model, family)]
+    index_of = {id(module): index for index, module in enumerate(attentions)}
+
+    def gather(call: AttentionCall, k_grad: torch.Tensor | None, v_grad: torch.Tensor | None) -> None:
+        own = sums[index_of[id(call.module)]]
+        with torch.no_grad():
+            own.heads.add(attention_rows(call, STRIDE))
+            own.moments.add(call, k_grad, v_grad)
+
+    checkpoint = folder / "work" / "checkpoint.safetensors"
+    first = 0
+    if checkpoint.is_file():
+        saved = read_tensors(checkpoint)
+        first = int(saved.pop("next"))
+        for own in sums:
+            own.restore(saved)
+    batches = _batches(ids)
+    written = time.monotonic()
+    for index in range(first, len(batches)):
+        progress("audit", index, len(batches))
+        batch = ids[batches[index]].to(model.device)
+        generator = torch_generator(seed, "labels", index, device=model.device)
+        with watch.time("audit", batch.numel()):
+            fisher_batch(model, attentions, batch, generator, gather, dtype)
+        if index % PLAIN_EVERY == 0:
+            _plain(model, batch, dtype, watch)
+        if time.monotonic() - written > CHECKPOINT_SECONDS:
+            write_tensors(checkpoint, _together(sums) | {"next": torch.tensor(index + 1)})
+            written = time.monotonic()
+    progress("audit", len(batches), len(batches))
+    return _together(sums)
+
+
+def _together(sums: list[LayerSums]) -> dict[str, torch.Tensor]:
+    return {name: tensor for own in sums for name, tensor in own.tensors().items()}
+
+
+@torch.no_grad()
+def gather_layerwise(
+    model: PreTrainedModel,
+    family: Family,
+    spec: ModelSpec,
+    ids: torch.Tensor,
+    metric: str,
+    seed: int,
+    dtype: torch.dtype | None,
+    folder: Path,
+    watch: Stopwatch,
+    progress: Progress,
+) -> dict[str, torch.Tensor]:
+    """Layer by layer; finished layers' sums and the stream between layers lie in the work folder."""
+    walk = Walk(model, ids, folder / "work", BATCH_TOKENS, dtype)
+    with watch.time("audit", 0):
+        walk.enter()
+    every = len(walk.batches)
+    plain = {number * len(walk.layers) // every: number for number in range(0, every, PLAIN_EVERY)}
+    for index in range(walk.first, len(walk.layers)):
+        own = LayerSums(spec, index)
+        output_matrix = projections_of(walk.layers[index], family, model.config).o
+        gradients = LocalGradients(output_matrix, seed, index) if metric == "output" else None
+
+        def entering(number: int, stream: torch.Tensor, own: LayerSums = own, index: int = index) -> None:
+            progress("audit", index * every + number, len(walk.layers) * every)
+            own.stream_energy += stream.double().square().sum().cpu()
+
+        with watch.time("audit", 0):
+            walk.layer(index, partial(_add_local, own, gradients), entering)
+        walk.keep(index, own.tensors())
+        if index in plain:  # spread over the run, so that a machine that slows down slows both
+            _plain(model, ids[walk.batches[plain[index]]].to(model.device), dtype, watch)
+    watch.audit_tokens += ids.numel() if walk.first == 0 else 0
+    progress("audit", len(walk.layers) * every, len(walk.layers) * every)
+    return {name: tensor for found in walk.found() for name, tensor in found.items()}
+
+
+def _add_local(own: LayerSums, gradients: LocalGradients | None, batch: int, call: AttentionCall) -> None:
+    looked = attention_rows(call, STRIDE)
+    own.heads.add(looked)
+    own.moments.add(call, *(gradients(call, looked, batch) if gradients else (None, None)))

@@ -1,0 +1,211 @@
+"""What an audit found: a checked record, and the moments behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from headcount.core.errors import HeadcountError
+from headcount.core.spec import ModelSpec
+from headcount.core.store import read_json, read_tensors
+from headcount.pretrained.text.texts import control_words
+from headcount.trimming.audit.spectra import Directions, directions, head_blocks
+from headcount.trimming.audit.unused import UnusedSide, unused_words
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Metric = Literal["fisher", "output", "whitened"]
+RECORD, MOMENTS, TOKENS, TIMING = "audit.json", "moments.safetensors", "tokens.safetensors", "timing.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextRecord(_Record):
+    """One kind of text that was measured on."""
+
+    kind: str
+    windows: int
+    tokens: int
+    digest: str
+    """Hash of the token ids that statistics were gathered on."""
+    control_tokens: int = 0
+    """Control tokens that the text spells out (such as ``</s>``) and that were read as plain text."""
+
+
+class HeadRecord(_Record):
+    """One query head, averaged over queries (see ``heads``)."""
+
+    entropy: float
+    strongest: float
+    first: float
+    logit_range: float
+    logit_peak: float
+
+
+class SideRecord(_Record):
+    """Energies of one side, descending: joint over the KV heads, and of each KV head alone."""
+
+    joint: list[float]
+    per_head: list[list[float]]
+
+
+class LayerRecord(_Record):
+    """One layer."""
+
+    layer: int
+    heads: list[HeadRecord]
+    sides: dict[str, SideRecord]
+    unused: tuple[UnusedSide, ...] = ()
+    """Sides that do not affect the model's output on this text (see ``unused.unused_sides``)."""
+
+
+class AuditRecord(_Record):
+    """``audit.json``."""
+
+    format: Literal[1] = 1
+    model: str
+    fingerprint: str
+    spec: ModelSpec
+    metric: Metric
+    seed: int
+    context: int
+    tokens: int
+    texts: list[TextRecord]
+    layers: list[LayerRecord]
+
+
+class TimingRecord(_Record):
+    """``timing.json``: what the audit cost; apart, since it differs from run to run."""
+
+    seconds: float
+    plain_forward_seconds: float
+    """What a plain forward pass over the same tokens takes, from batches timed within the run."""
+    cost_ratio: float
+    threads: int
+    matmul_dtype: str
+
+
+@dataclass
+class Audit:
+    """An audit in hand. ``moments`` by name, as ``moments.SideMoments`` gives them; ``windows`` by kind of text:
+    all calibration windows, of which statistics used the first of each kind."""
+
+    record: AuditRecord
+    moments: Mapping[str, torch.Tensor]
+    windows: Mapping[str, torch.Tensor]
+    timing: TimingRecord | None = None
+    folder: Path | None = None
+    _directions: dict[tuple[int, str], Directions] = field(default_factory=dict, repr=False)
+
+    def moments_of(self, layer: int, side: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """(mean, second moment, metric) of one side of one layer, float64; see ``read_moments``."""
+        return read_moments(self.moments, layer, side, self.record.metric)
+
+    def directions(self, layer: int, side: str) -> Directions:
+        """The joint directions of one side of one layer."""
+        key = (layer, side)
+        if key not in self._directions:
+            self._directions[key] = directions(*self.moments_of(layer, side))
+        return self._directions[key]
+
+    def head_directions(self, layer: int, side: str) -> list[Directions]:
+        """The directions of each KV head alone."""
+        return head_blocks(*self.moments_of(layer, side), self.record.spec.layers[layer].n_kv_heads)
+
+    @cached_property
+    def key_side(self) -> dict[str, str]:
+        """Which keys each form projects; without a rotary embedding there is one kind of keys only."""
+        rotary = "rotated_keys" in self.record.layers[0].sides
+        return {"fast": "rotated_keys" if rotary else "keys", "small": "keys"}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a layer and head: the head statistics."""
+        import pandas as pd
+
+        rows = [
+            {"layer": layer.layer, "head": index, **head.model_dump()}
+            for layer in self.record.layers
+            for index, head in enumerate(layer.heads)
+        ]
+        return pd.DataFrame(rows).set_index(["layer", "head"])
+
+    def _repr_html_(self) -> str:
+        return str(self.to_pandas().groupby("layer").mean()._repr_html_())
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Audit:
+        """Read an audit folder; what is missing or does not fit is refused by name."""
+        folder = Path(folder)
+        if not (folder / RECORD).is_file():
+            raise HeadcountError(f"{folder} holds no finished audit", fix="run headcount audit first")
+        record = read_json(folder / RECORD, AuditRecord)
+        timing = read_json(folder / TIMING, TimingRecord) if (folder / TIMING).is_file() else None
+        return cls(record, read_tensors(folder / MOMENTS), read_tensors(folder / TOKENS), timing, folder)
+
+
+def read_moments(
+    moments: Mapping[str, torch.Tensor], layer: int, side: str, metric: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(mean, second moment, metric) out of sums: (m_g, C_g, G_x), or (m, C, ``None``) for ``whitened``.
+
+    ``whitened`` is the public methods' choice, so values and keys before the rotary embedding stay about zero as they
+    have them; about the plain mean it would do far worse (LOG.md). A shift of rotated keys changes nothing.
+
+    G_x is scaled to the trace of G, so that tr(G_x) tr(C_g) = E[|g|^2 |x|^2]. In ``output`` it is also divided by the
+    stream's mean squared length.
+    """
+    prefix = f"layers.{layer}.{side}"
+    count = moments[f"{prefix}.count"]
+    if metric == "whitened":
+        mean = moments[f"{prefix}.mean"] / count
+        return mean if side == "rotated_keys" else torch.zeros_like(mean), moments[f"{prefix}.C"] / count, None
+    weight, G = moments[f"{prefix}.weight"], moments[f"{prefix}.weighted_G"]
+    # Nothing depends on this side, or it is zero wherever something does: every direction costs nothing.
+    if float(weight) == 0.0 or float(G.trace()) == 0.0:
+        return moments[f"{prefix}.mean"] / count, moments[f"{prefix}.C"] / count, torch.zeros_like(G)
+    mean, second = moments[f"{prefix}.weighted_mean"] / weight, moments[f"{prefix}.weighted_C"] / weight
+    scale = weight / count
+    if metric == "output":
+        stream = moments[f"layers.{layer}.stream_energy"] / count
+        scale = scale / stream if float(stream) > 0.0 else torch.zeros_like(scale)
+    return mean, second, G / G.trace() * scale
+
+
+def unused_notes(record: AuditRecord) -> list[str]:
+    """The line about layers that do not affect the output; no line where all do."""
+    line = unused_words({layer.layer: layer.unused for layer in record.layers})
+    return [line] if line else []
+
+
+def notes(record: AuditRecord) -> list[str]:
+    """What a reader must know beside the tables: unused layers, control tokens in the text."""
+    control = control_words({text.kind: text.control_tokens for text in record.texts})
+    return [*unused_notes(record), *([control] if control else [])]
+
+
+def summary_json(audit: Audit) -> dict[str, Any]:
+    """What ``headcount audit --json`` prints."""
+    record = audit.record
+    return {
+        "model": record.model,
+        "metric": record.metric,
+        "tokens": record.tokens,
+        "context": record.context,
+        "seconds": audit.timing.seconds if audit.timing else None,
+        "cost_ratio": audit.timing.cost_ratio if audit.timing else None,
+        "layers": [layer.model_dump() for layer in record.layers],
+        "notes": notes(record),
+        "texts": [text.model_dump() for text in record.texts],
+        "attention_parameters": record.spec.attention_params,
+        "cache_bytes_per_token": record.spec.cache_bytes_per_token(),
+        "folder": str(audit.folder) if audit.folder else None,
+    }

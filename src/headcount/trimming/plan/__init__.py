@@ -1,0 +1,1 @@
+"""The plan: from evidence and a budget to ranks, layer by layer."""

@@ -1,0 +1,253 @@
+"""Making a plan from an audit, and the plan's schema."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from headcount.core.errors import HeadcountError
+from headcount.core.spec import LayerSpec, ModelSpec
+from headcount.core.store import open_run_folder, read_json, write_json
+from headcount.trimming.audit.record import RECORD, Audit, Metric, unused_notes
+from headcount.trimming.plan.allocators import Columns, dropped, greedy, uniform
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Allocator = Literal["greedy", "uniform", "per-head"]
+PlanForm = Literal["fast", "small"]
+PLAN = "plan.json"
+PARETO_SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LayerPlan(_Record):
+    """Ranks of one layer; with ``per-head``, how many of them belong to each KV head."""
+
+    layer: int
+    k_rank: int = Field(ge=1)
+    v_rank: int = Field(ge=1)
+    k_head_ranks: list[int] | None = None
+    v_head_ranks: list[int] | None = None
+
+
+class ParetoPoint(_Record):
+    """What the same allocator predicts at another budget."""
+
+    cache_ratio: float
+    predicted_loss_increase: float | None
+
+
+class PlanRecord(_Record):
+    """``plan.json``."""
+
+    format: Literal[1] = 1
+    model: str
+    fingerprint: str
+    audit: str
+    """The audit's folder, relative to the plan's."""
+    metric: Metric
+    form: PlanForm
+    allocator: Allocator
+    multiple: int
+    cache_asked: float
+    cache_ratio: float
+    """Numbers cached per token over the dense model's."""
+    predicted_loss_increase: float | None
+    """Nats per token, to second order and before any repair; only the Fisher metric knows it."""
+    layers: list[LayerPlan]
+    pareto: list[ParetoPoint]
+
+
+@dataclass
+class Plan:
+    """A plan in hand, with the audit it was made from."""
+
+    record: PlanRecord
+    audit: Audit
+    folder: Path | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The attention that the plan asks for."""
+        return planned_spec(self.audit.record.spec, self.record)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a layer."""
+        import pandas as pd
+
+        return pd.DataFrame([layer.model_dump() for layer in self.record.layers]).set_index("layer")
+
+    def _repr_html_(self) -> str:
+        return str(self.to_pandas()._repr_html_())
+
+    @classmethod
+    def open(cls, folder: Path | str, audit: Path | str | None = None) -> Plan:
+        """Read a plan folder and the audit behind it (``audit``: where that lies now, if it was moved)."""
+        folder = Path(folder)
+        path = folder if folder.is_file() else folder / PLAN
+        record = read_json(path, PlanRecord)
+        place = Path(audit) if audit is not None else (path.parent / record.audit)
+        if not (place / RECORD).is_file():
+            raise HeadcountError(f"the plan's audit is not at {place}", fix="say where it is with --audit")
+        found = Audit.open(place)
+        if found.record.fingerprint != record.fingerprint or found.record.metric != record.metric:
+            raise HeadcountError(
+                f"{place} is not the audit that {path} was made from", fix="say where it is with --audit"
+            )
+        check_ranks(record, found.record.spec)
+        return cls(record, found, path.parent)
+
+
+def check_ranks(record: PlanRecord, spec: ModelSpec) -> None:
+    """Refuse ranks that the model has no room for, naming the layer."""
+    if len(record.layers) != len(spec.layers) or [layer.layer for layer in record.layers] != list(
+        range(len(spec.layers))
+    ):
+        raise HeadcountError(
+            f"the plan lists {len(record.layers)} layers, the model has {len(spec.layers)}", fix="plan again"
+        )
+    for own, layer in zip(record.layers, spec.layers, strict=True):
+        for side, rank, width in (("k_rank", own.k_rank, layer.k_width), ("v_rank", own.v_rank, layer.v_width)):
+            if not 1 <= rank <= width:
+                raise HeadcountError(f"layer {own.layer}: {side} {rank} is outside [1, {width}]", fix="plan again")
+        heads = (("k_rank", own.k_rank, own.k_head_ranks), ("v_rank", own.v_rank, own.v_head_ranks))
+        for side, rank, parts in heads:
+            if parts is not None and (len(parts) != layer.n_kv_heads or sum(parts) != rank or min(parts) < 0):
+                raise HeadcountError(
+                    f"layer {own.layer}: head ranks {parts} do not make {side} {rank}", fix="plan again"
+                )
+
+
+def planned_spec(dense: ModelSpec, record: PlanRecord) -> ModelSpec:
+    """The attention that a plan asks for. Without a rotary embedding both forms are the fast one."""
+    layers = [
+        LayerSpec(
+            **layer.model_dump(exclude={"form", "k_rank", "v_rank", "o_bias"}),
+            o_bias=True,
+            form=record.form if layer.rotary_dim else "fast",
+            k_rank=own.k_rank,
+            v_rank=own.v_rank,
+        )
+        for layer, own in zip(dense.layers, record.layers, strict=True)
+    ]
+    return ModelSpec(family=dense.family, layers=tuple(layers))
+
+
+def plan(
+    audit: Audit,
+    *,
+    cache: float = 0.5,
+    form: PlanForm = "fast",
+    allocator: Allocator = "greedy",
+    multiple: int = 4,
+    out: Path | str | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """Split a cache budget over the layers and sides of an audited model.
+
+    Args:
+        audit: the evidence.
+        cache: share of the dense model's cached numbers to keep, in (0, 1].
+        form: ``fast`` or ``small`` (see ``headcount.core.spec.Form``).
+        allocator: ``greedy`` over the joint spectra of all layers and sides, ``uniform`` shares, or ``per-head``
+            (greedy over the spectra of single KV heads, which then keep latents of their own).
+        multiple: ranks are rounded to multiples of this.
+        out: folder to write ``plan.json`` to.
+        overwrite: replace a plan that was made from other inputs.
+
+    Raises:
+        HeadcountError: a budget that cannot be met (it names the smallest that can), an encoder, bad options.
+
+    Example:
+        >>> half = plan(found, cache=0.5)            # doctest: +SKIP
+        >>> half.record.cache_ratio                  # doctest: +SKIP
+        0.5
+    """
+    if not (isinstance(cache, int | float) and math.isfinite(cache) and 0 < cache <= 1):
+        raise HeadcountError(f"a cache share of {cache} is not possible", fix="use a number above 0 and up to 1")
+    if form not in ("fast", "small"):
+        raise HeadcountError(f"unknown form {form!r}", fix="use fast or small")
+    if allocator not in ("greedy", "uniform", "per-head"):
+        raise HeadcountError(f"unknown allocator {allocator!r}", fix="use greedy, uniform or per-head")
+    spec = audit.record.spec
+    if not all(layer.causal for layer in spec.layers):
+        raise HeadcountError(f"{audit.record.model} is an encoder and has no cache to plan", fix="plan a decoder")
+    columns = _columns(audit, form, allocator)
+    total = sum(map(len, columns))
+    ranks = _ranks(columns, int(cache * total + 1e-9), multiple, allocator)
+    fisher = audit.record.metric == "fisher"
+    layers = _layer_plans(spec, ranks, allocator)
+    points = [(sum(ranks) / total, dropped(columns, ranks))]
+    smallest = sum(min(multiple, len(column)) for column in columns)
+    for share in PARETO_SHARES:
+        if share * total >= smallest:
+            others = _ranks(columns, int(share * total + 1e-9), multiple, allocator)
+            points.append((sum(others) / total, dropped(columns, others)))
+    folder = None if out is None else Path(out)
+    record = PlanRecord(
+        model=audit.record.model,
+        fingerprint=audit.record.fingerprint,
+        audit=os.path.relpath(audit.folder, folder) if audit.folder and folder else "",
+        metric=audit.record.metric,
+        form=form,
+        allocator=allocator,
+        multiple=multiple,
+        cache_asked=float(cache),
+        cache_ratio=points[0][0],
+        predicted_loss_increase=points[0][1] / 2 if fisher else None,
+        layers=layers,
+        pareto=[
+            ParetoPoint(cache_ratio=share, predicted_loss_increase=energy / 2 if fisher else None)
+            for share, energy in sorted(set(points))
+        ],
+    )
+    if folder is not None:
+        inputs: dict[str, Any] = record.model_dump(
+            include={"fingerprint", "form", "allocator", "multiple", "cache_asked", "metric"}
+        )
+        open_run_folder(folder, "plan", inputs, overwrite)
+        write_json(folder / PLAN, record)
+    return Plan(record, audit, folder)
+
+
+def _columns(audit: Audit, form: str, allocator: str) -> Columns:
+    """Energies in the order layer, keys before values (and heads, with ``per-head``)."""
+    key_side = audit.key_side[form]
+    columns: list[list[float]] = []
+    for layer in audit.record.layers:
+        for side in (key_side, "values"):
+            own = layer.sides[side]
+            columns += own.per_head if allocator == "per-head" else [own.joint]
+    return columns
+
+
+def _ranks(columns: Columns, budget: int, multiple: int, allocator: str) -> list[int]:
+    return uniform(columns, budget, multiple) if allocator == "uniform" else greedy(columns, budget, multiple)
+
+
+def _layer_plans(spec: ModelSpec, ranks: list[int], allocator: str) -> list[LayerPlan]:
+    plans, place = [], iter(ranks)
+    for index, layer in enumerate(spec.layers):
+        if allocator == "per-head":
+            k, v = ([next(place) for _ in range(layer.n_kv_heads)] for _ in range(2))
+            plans.append(LayerPlan(layer=index, k_rank=sum(k), v_rank=sum(v), k_head_ranks=k, v_head_ranks=v))
+        else:
+            plans.append(LayerPlan(layer=index, k_rank=next(place), v_rank=next(place)))
+    return plans
+
+
+def summary_json(made: Plan) -> dict[str, Any]:
+    """What ``headcount plan --json`` prints."""
+    return made.record.model_dump() | {
+        "notes": unused_notes(made.audit.record),
+        "folder": str(made.folder) if made.folder else None,
+    }

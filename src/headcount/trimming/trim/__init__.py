@@ -1,0 +1,1 @@
+"""Trimming: a pretrained model becomes one whose attention keeps latents."""
