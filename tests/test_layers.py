@@ -1,8 +1,9 @@
-"""The import direction of ARCHITECTURE.md holds: a file imports only lower layers or its own folder."""
+"""The house rules of ARCHITECTURE.md: imports point down, files do not import each other in circles, records have owners."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,66 +11,91 @@ from conftest import ROOT
 
 SOURCE = ROOT / "src" / "headcount"
 
-LAYERS = {
-    "errors": 0,
-    "spec": 0,
-    "seeds": 0,
-    "memory": 0,
-    "store": 0,
-    "progress": 0,
-    "verbs": 0,
-    "tasks": 1,
-    "attention": 1,
-    "pretrained": 1,
-    "allocation": 1,
-    "bounds": 2,  # refutations and protocols ask the tasks for their targets
-    "constructions": 2,
-    "models": 2,
-    "audit": 2,
-    "plan": 3,
-    "trim": 4,
-    "evaluate": 4,
-    "experiments": 5,
-    "report": 5,
-    "pipeline": 6,
-    "cli": 7,
-}
-FREE = {"__init__", "__main__", "py"}  # the public face re-exports from every layer, lazily
+ROOMS = (
+    ("core",),
+    ("tasks", "attention", "pretrained"),
+    ("pbit", "trimming"),
+    ("constructions", "probes"),
+    ("bounds", "lags", "shapes"),
+    ("protocols",),
+    ("refutation", "lab"),
+    ("report",),
+    ("pipeline",),
+    ("cli",),
+)
+"""Rooms from the ground up; those of one row do not import each other."""
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+FREE = {"__init__", "__main__"}
+"""The public face: it names things of every room, and imports them when they are used."""
 
 TRAVELLING = ("modeling_headcount.py", "headcount_attention.py", "headcount_cache.py")
 """Files that are written into checkpoints, where there is no package: they import each other as neighbours."""
 
+RECORDS = {
+    "audit.json": "trimming/audit",
+    "plan.json": "trimming/plan",
+    "trim.json": "trimming/trim",
+    "evaluation.json": "trimming/evaluate",
+    "saturation.json": "probes/saturation",
+    "selection.json": "probes/selection",
+    "scratch.json": "shapes",
+    "construction.json": "constructions",
+    "runs.json": "lab/sweep",
+    "result.json": "lab/train",
+}
+"""Files of run folders, and where alone their names stand: everybody else asks the owner's schema."""
+
+FILES = sorted(path for path in SOURCE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    parts = ("headcount", *path.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path) for path in FILES}
+
 
 def imports_of(path: Path) -> set[str]:
-    """The headcount modules that a file imports, anywhere in it."""
-    found = set()
+    """The modules of headcount that a file imports, anywhere in it."""
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            if path.name in TRAVELLING and node.level == 1:  # stays in its folder, wherever that is
-                assert node.module in {name.removesuffix(".py") for name in TRAVELLING}, f"{path}: {node.module}"
-                continue
-            assert node.level == 0, f"{path}: relative imports hide the layer"
-            module = node.module or ""
-            found |= {f"headcount.{a.name}" for a in node.names} if module == "headcount" else {module}
-    return {name for name in found if name.startswith("headcount.")}
+            package = node.module or ""
+            if node.level:
+                assert path.name in TRAVELLING and node.level == 1, f"{path}: relative imports hide the room"
+                assert f"{package}.py" in TRAVELLING, f"{path} travels without {package}"
+                package = f"{module_of(path).rpartition('.')[0]}.{package}"
+            names = {f"{package}.{alias.name}" for alias in node.names}
+            modules |= names & MODULES or {package}
+    return modules & MODULES
 
 
-def room(dotted: str) -> str:
-    return dotted.split(".")[1]
-
-
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_point_down(path: Path) -> None:
-    own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    if own in FREE:
+    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if room in FREE:
         return
-    assert own in LAYERS, f"{own} has no layer: add it to the table here and in ARCHITECTURE.md"
+    assert room in LEVEL, f"{room} is no room: add it to the table here and in ARCHITECTURE.md"
     for name in imports_of(path):
-        target = room(name)
-        if target in FREE or target == own or target not in LAYERS:
-            continue
-        assert LAYERS[target] <= LAYERS[own], f"{path.name} ({own}) imports {name}, a higher layer"
-        if LAYERS[target] == LAYERS[own]:
-            assert LAYERS[own] == 0, f"{path.name} ({own}) imports its sibling {name}"
+        target = (name.split(".") + [""])[1]
+        if target and target != room:
+            assert LEVEL[target] < LEVEL[room], f"{path.name} ({room}) imports {name}, which is not below it"
+
+
+def test_no_files_import_each_other_in_circles() -> None:
+    graph = {module_of(path): imports_of(path) - {module_of(path), "headcount"} for path in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as circle:
+        raise AssertionError(f"files import each other in a circle: {' <- '.join(circle.args[1])}") from circle
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_record_files_are_named_by_their_owner_alone(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and node.value in RECORDS:
+            owner = RECORDS[node.value]
+            assert str(path.relative_to(SOURCE)).startswith(owner), f"{node.value} belongs to {owner}: use its RECORD"

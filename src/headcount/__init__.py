@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from headcount import bounds as bounds
     from headcount import constructions as constructions
     from headcount import tasks as tasks
+    from headcount.core.errors import HeadcountError as HeadcountError
     from headcount.pretrained.families import read_spec as read_spec
     from headcount.pretrained.opening.loading import OpenModel as OpenModel
     from headcount.pretrained.opening.loading import open_model as open_model
@@ -43,18 +44,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _PACKAGES = (
-    "attention",
-    "bounds",
-    "constructions",
-    "lab",
-    "lags",
-    "pbit",
-    "pretrained",
-    "probes",
-    "protocols",
-    "refutation",
+    *("attention", "bounds", "constructions", "core", "lab", "lags", "pbit", "pretrained", "probes", "protocols"),
+    *("refutation", "report", "shapes", "tasks", "trimming"),
 )
-_PACKAGES += ("report", "shapes", "tasks", "trimming")
 _PLACES = {
     "Audit": "headcount.trimming.audit.record",
     "Evaluation": "headcount.trimming.evaluate.result",
