@@ -1,4 +1,4 @@
-"""The house rules of ARCHITECTURE.md: imports point down, files do not import each other in circles, records have owners."""
+"""The house rules of ARCHITECTURE.md: imports point down, files form no circles, records are named by their owners."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_imports_point_down(path: Path) -> None:
         return
     assert room in LEVEL, f"{room} is no room: add it to the table here and in ARCHITECTURE.md"
     for name in imports_of(path):
-        target = (name.split(".") + [""])[1]
+        target = [*name.split("."), ""][1]
         if target and target != room:
             assert LEVEL[target] < LEVEL[room], f"{path.name} ({room}) imports {name}, which is not below it"
 
