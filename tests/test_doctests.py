@@ -31,5 +31,5 @@ def test_examples_of_the_pages_hold(page: str) -> None:
 
 def test_the_lowest_layers_have_examples() -> None:
     """The runner finds examples at all."""
-    for name in ("errors", "seeds", "spec", "pretrained.families"):
+    for name in ("core.errors", "core.seeds", "core.spec", "pretrained.families"):
         assert doctest.testmod(importlib.import_module(f"headcount.{name}")).attempted > 0

@@ -1,4 +1,4 @@
-"""The verbs in a row, on models that are opened by name: what the command line runs."""
+"""Audit, plan, trim and evaluate in a row, each in a run folder of its own: what ``headcount demo`` runs."""
 
 from __future__ import annotations
 
@@ -6,77 +6,25 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from headcount.core.errors import HeadcountError
+from headcount.core.extras import require
+from headcount.core.forms import DEFAULT_FORM
+from headcount.core.payload import JsonObject
 from headcount.core.progress import Progress, silent
-from headcount.core.store import digest, open_run_folder
 from headcount.pretrained.families import read_spec
-from headcount.pretrained.opening.loading import OpenModel, fingerprint
-from headcount.pretrained.text.calibration import KEPT_TOKENS, counted_windows, own_tokens, written_blocks
-from headcount.pretrained.text.texts import read_file
-from headcount.trimming.audit.record import RECORD, Audit, Metric
-from headcount.trimming.audit.run import check_inputs, resolve_matmul_dtype, run_audit
+from headcount.pretrained.opening.fingerprint import fingerprint
+from headcount.pretrained.opening.loading import OpenModel
+from headcount.pretrained.text.calibration import KEPT_TOKENS
+from headcount.trimming.audit.record import Audit
+from headcount.trimming.audit.run import audit
+from headcount.trimming.audit.schema import Metric
 from headcount.trimming.evaluate.result import Evaluation
 from headcount.trimming.evaluate.result import summary_json as evaluation_json
 from headcount.trimming.evaluate.run import evaluate
 from headcount.trimming.plan.make import Allocator, Plan, PlanForm, plan
 from headcount.trimming.trim.card import CARD, cost_text, write_cost
-from headcount.trimming.trim.run import trim_to_folder
-
-
-def audit_model(
-    opened: OpenModel,
-    *,
-    metric: Metric = "fisher",
-    tokens: int = 36_864,
-    context: int = 512,
-    texts: Sequence[Path] = (),
-    out: Path,
-    overwrite: bool = False,
-    seed: int = 0,
-    matmul_dtype: str = "auto",
-    kept_tokens: int = KEPT_TOKENS,
-    self_text: Path | None = None,
-    progress: Progress = silent,
-) -> Audit:
-    """Audit an opened model on the default mixture of text, or on ``texts``, into the run folder ``out``.
-
-    The folder keeps the text that was sampled from the model, and all windows that the repair will use
-    (``kept_tokens``, of which statistics are gathered on ``tokens``). ``self_text`` keeps the sampled text elsewhere,
-    so that audits by several metrics share it.
-    """
-    if tokens < context:
-        raise HeadcountError(f"{tokens} tokens are less than one window of {context}", fix="ask for more --tokens")
-    scale = max(tokens, kept_tokens) / KEPT_TOKENS
-    blocks = written_blocks(opened, context=context, scale=scale, texts=texts, seed=seed)
-    windows = {kind: own.ids for kind, own in blocks.items()}
-    spec = check_inputs(opened.model, windows, metric)
-    inputs = {
-        "fingerprint": opened.fingerprint,
-        "metric": metric,
-        "tokens": tokens,
-        "context": context,
-        "seed": seed,
-        "kept_tokens": max(tokens, kept_tokens),
-        "matmul_dtype": str(resolve_matmul_dtype(opened.model, matmul_dtype)),
-        "texts": [digest(read_file(path).text) for path in texts],
-    }
-    folder = open_run_folder(out, "audit", inputs, overwrite)
-    if (folder / RECORD).is_file():
-        return Audit.open(folder)
-    if not texts:
-        place = folder / "self-text"
-        if self_text is not None:
-            sampled = {"fingerprint": opened.fingerprint, "context": context, "scale": scale, "seed": seed}
-            place = open_run_folder(self_text, "self-text", sampled, overwrite)
-        windows |= own_tokens(opened, context=context, scale=scale, seed=seed, folder=place, progress=progress)
-    counted = counted_windows(windows, tokens // context)
-    control = {kind: own.control_tokens for kind, own in blocks.items()}
-    return run_audit(
-        opened.model, spec, windows, counted, metric, seed, matmul_dtype, opened.name, folder, progress, control
-    )
-
+from headcount.trimming.trim.run import trim
 
 if TYPE_CHECKING:
     from headcount.report.view import ReportView
@@ -107,7 +55,7 @@ class Demo:
     model: Path
     report: Path
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """What ``headcount demo --json`` prints."""
         dense, trimmed = evaluation_json(self.evaluation)["models"]
         keys = ("perplexity", "cache_bytes_per_token", "decode_tokens_per_s", "attention_parameters")
@@ -132,7 +80,7 @@ class Choice:
     """What distinguishes one trimmed model from another."""
 
     cache: float = 0.5
-    form: PlanForm = "fast"
+    form: PlanForm = DEFAULT_FORM
     allocator: Allocator = "greedy"
     metric: Metric = "fisher"
     repair: bool = True
@@ -154,10 +102,10 @@ def make_trimmed(
     progress: Progress = silent,
 ) -> tuple[Audit, Plan, OpenModel]:
     """Audit, plan and trim; what ``out`` has already is taken from there."""
-    audit = audit_model(
+    evidence = audit(
         opened,
+        size.tokens,
         metric=choice.metric,
-        tokens=size.tokens,
         kept_tokens=size.kept_tokens,
         self_text=out / "self-text",
         out=out / f"audit-{choice.metric}",
@@ -166,25 +114,23 @@ def make_trimmed(
         progress=progress,
     )
     planned = plan(
-        audit,
+        evidence,
         cache=choice.cache,
         form=choice.form,
         allocator=choice.allocator,
         out=out / f"plan-{choice.label.removesuffix('-unrepaired')}",
         overwrite=overwrite,
     )
-    trimmed, _ = trim_to_folder(
-        opened.model,
-        opened.tokenizer,
+    trimmed = trim(
+        opened,
         planned,
-        out / f"model-{choice.label}",
         repair_output=choice.repair,
+        out=out / f"model-{choice.label}",
         overwrite=overwrite,
-        source=opened.source,
         progress=progress,
     )
     made = OpenModel(choice.label, trimmed, opened.tokenizer, read_spec(trimmed), fingerprint(trimmed))
-    return audit, planned, made
+    return evidence, planned, made
 
 
 def record_costs(folders: Sequence[Path | str], found: Evaluation) -> list[Path]:
@@ -213,7 +159,7 @@ def demo(
     out: Path,
     *,
     cache: float = 0.5,
-    form: PlanForm = "fast",
+    form: PlanForm = DEFAULT_FORM,
     allocator: Allocator = "greedy",
     metric: Metric = "fisher",
     repair: bool = True,
@@ -231,9 +177,10 @@ def demo(
     from headcount.report.collect import from_run, made_by
     from headcount.report.page.document import write_report
 
+    require("jinja2", "plotly")
     choice = Choice(cache, form, allocator, metric, repair)
     label = choice.label
-    audit, planned, small = make_trimmed(opened, out, choice, size, seed, overwrite, progress)
+    evidence, planned, small = make_trimmed(opened, out, choice, size, seed, overwrite, progress)
     found = evaluate(
         [opened, small],
         windows=size.windows,
@@ -245,9 +192,9 @@ def demo(
     )
     record_costs([opened.name, out / f"model-{label}"], found)
     made = made_by([list(command)] if command else [], seed=seed, threads=_threads())
-    view = from_run(audit, {label: planned}, found, made=made)
+    view = from_run(evidence, {label: planned}, found, made=made)
     report = write_report(out / f"report-{label}.html", view)
-    result = Demo(audit, planned, found, view, out / f"model-{label}", report)
+    result = Demo(evidence, planned, found, view, out / f"model-{label}", report)
     (out / f"result-{label}.json").write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
     return result
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headcount.cli import main
+from headcount.core.spec import LayerSpec, ModelSpec
+from headcount.core.store import write_json
 from headcount.lags.solver import tails
 from headcount.lags.spectra import random_spectra
 from headcount.lags.table import shipped
+from headcount.trimming.audit.schema import RECORD, AuditRecord, LayerRecord, SideRecord
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -129,10 +134,28 @@ def test_a_table_and_spectra_from_files(capsys: pytest.CaptureFixture[str], tmp_
         assert code == 2 and said in err and err.count("\n") == 1
 
 
+def lay_audit(folder: Path, energies: list[list[float]]) -> None:
+    """An ``audit.json`` whose layers' values have these joint energies; a layer of none has no sides at all."""
+    layer = LayerSpec(
+        hidden=3, n_heads=1, n_kv_heads=1, qk_dim=3, v_dim=3, rotary_dim=0, qkv_bias=False, o_bias=False, causal=True
+    )
+    sides = [{"values": SideRecord(joint=own, per_head=[own])} if own else {} for own in energies]
+    record = AuditRecord(
+        model="m",
+        fingerprint="0" * 16,
+        spec=ModelSpec(family="llama", layers=(layer,) * len(energies)),
+        metric="fisher",
+        seed=0,
+        context=8,
+        tokens=8,
+        texts=[],
+        layers=[LayerRecord(layer=index, heads=[], sides=own) for index, own in enumerate(sides)],
+    )
+    write_json(folder / RECORD, record)
+
+
 def test_spectra_are_read_off_an_audit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    energies = [[9.0, 16.0, 0.0], [4.0, 0.0, 0.0]]
-    layers = [{"sides": {"values": {"joint": sorted(own, reverse=True)}}} for own in energies]
-    (tmp_path / "audit.json").write_text(json.dumps({"layers": layers}))
+    lay_audit(tmp_path, [[16.0, 9.0, 0.0], [4.0, 0.0, 0.0]])
     arguments = ("allocate", "--lags", "1,2", "--budget", "4", "--position", "learned", "--spectra", str(tmp_path))
     first, second = answer(capsys, *arguments), answer(capsys, *arguments, "--layer", "1")
     position = shipped("learned").errors(1)[0]
@@ -145,9 +168,31 @@ def test_spectra_are_read_off_an_audit(capsys: pytest.CaptureFixture[str], tmp_p
     for layer in ("2", "-1"):
         code, _, err = run(capsys, *arguments, "--layer", layer)
         assert code == 2 and f"no layer {layer}" in err and err.count("\n") == 1
+    for broken in ([], [0.0, 0.0], [2.0, -1.0], [2.0, 0.125]):
+        lay_audit(tmp_path, [broken])
+        text = (tmp_path / RECORD).read_text()
+        (tmp_path / RECORD).write_text(text.replace("0.125", "NaN"))
+        code, _, err = run(capsys, *arguments)
+        assert code == 2 and "no value energies of layer 0" in err and err.count("\n") == 1
     (tmp_path / "audit.json").write_text(json.dumps({"layers": [{"sides": {}}]}))
     code, _, err = run(capsys, *arguments)
-    assert code == 2 and "no value energies of layer 0" in err
+    assert code == 2 and "audit.json is not valid: model: Field required" in err and err.count("\n") == 1
+    (tmp_path / "audit.json").unlink()
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and "holds no finished audit" in err and err.count("\n") == 1
+
+
+def test_allocating_by_an_audit_imports_no_torch(tmp_path: Path) -> None:
+    lay_audit(tmp_path, [[16.0, 9.0, 0.0]])
+    script = (
+        "import sys\nfrom headcount.cli import main\n"
+        "command = 'allocate --lags 1,2 --budget 4 --position learned --json --spectra'.split()\n"
+        f"try:\n    main([*command, {str(tmp_path)!r}])\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["groups"] == [{"lag": 1, "heads": 1, "dim": 2}, {"lag": 2, "heads": 1, "dim": 2}]
 
 
 @pytest.mark.parametrize(

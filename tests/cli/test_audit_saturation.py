@@ -63,6 +63,14 @@ def test_saturation(
     }
     for name in ("saturation.svg", "saturation.csv"):
         assert (tmp_path / "results" / name).read_bytes() == (tmp_path / "s" / name).read_bytes()
+    # The figure command draws the same from the folder, with its verdict.
+    assert run("figure", "saturation", "--work", tmp_path / "s", "--out", tmp_path / "again", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["verdict"].startswith("Claims on saturation, ") and len(made["rows"]) == len(rows) - 1
+    for claim in found["claims"]:
+        assert claim["name"] in made["verdict"].partition(f"{claim['verdict']}: ")[2].partition(";")[0]
+    for name in ("saturation.svg", "saturation.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "s" / name).read_bytes()
 
 
 def test_selection(tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from headcount import constructions
 from headcount.cli import construct, main
-from headcount.lab.figures import cliff, dimensions
+from headcount.lab.figures import cliff
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -62,7 +62,7 @@ def test_failing_to_verify_is_exit_1_with_the_answer(capsys: pytest.CaptureFixtu
 
 def test_saved_weights_are_checked_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = str(tmp_path / "weights")
-    first = answer(capsys, "match3-local", "--tokens", "12", "--modulus", "31", "--save", folder)
+    first = answer(capsys, "match3-local", "--tokens", "12", "--modulus", "31", "--out", folder)
     again = answer(capsys, "check", folder)
     differ = {key for key in first if first[key] != again[key]}
     assert differ <= {"seconds"}
@@ -154,8 +154,3 @@ def test_bad_usage_is_one_line_and_exit_2(
     code, out, err = run(capsys, *arguments, "--json")
     assert code == 2 and out == "" and err.count("\n") == 1
     assert message in err
-
-
-def test_lower_bound_is_only_for_qsa() -> None:
-    built = constructions.build("match2", tokens=4, modulus=5)
-    assert dimensions.lower_bound(built, "fp64") is None

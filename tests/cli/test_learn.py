@@ -9,7 +9,7 @@ import pytest
 
 from headcount.cli import main
 
-TOY = ["qsa", "--tokens", "6", "--sparsity", "2", "--dim", "2", "--steps", "20", "--batch", "8", "--parameters", "2000"]
+TOY = ["qsa", "--tokens", "6", "--sparsity", "2", "--dim", "2", "--steps", "20", "--batch", "8", "--params", "2000"]
 FIELDS = {"task", "model", "parameters", "samples", "steps", "seconds", "seed"}
 
 
@@ -31,7 +31,7 @@ def test_learn_answers_with_its_fields(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_pairwise_attention_is_printed_beside_third_order(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["learn", "match3", "--model", "third-order", "--tokens", "6", "--steps", "5", "--batch", "8"]
-    arguments += ["--parameters", "2000"]
+    arguments += ["--params", "2000"]
     code, out, _ = run(capsys, *arguments, "--json")
     got = json.loads(out)
     assert code == 0 and 0 <= got["balanced_accuracy"] <= 1
@@ -56,7 +56,7 @@ def test_out_keeps_the_run_and_its_plot(capsys: pytest.CaptureFixture[str], tmp_
         ("learn qsaa", "did you mean qsa"),
         ("learn qsa --model lstn", "did you mean lstm"),
         ("learn qsa --model lstm --heads 2", "no option 'heads'"),
-        ("learn qsa --parameters 12", "no width gives attention 12 parameters"),
+        ("learn qsa --params 12", "no width gives attention 12 parameters"),
         ("learn qsa --steps 0", "steps:"),
         ("learn match3 --sparsity 3", "no size 'sparsity'"),
         ("figure qsa", "no figure 'qsa'"),

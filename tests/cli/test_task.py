@@ -38,7 +38,7 @@ def test_list_names_all_tasks(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", tasks.names())
 def test_samples_solve_to_their_own_targets(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
     file = tmp_path / "batch.json"
-    drawn = answer(capsys, "task", "sample", name, "--tokens", "9", "--count", "2", "--save", str(file))
+    drawn = answer(capsys, "task", "sample", name, "--tokens", "9", "--count", "2", "--out", str(file))
     assert len(drawn["targets"]) == 2 and json.loads(file.read_text()) == drawn
     solved = answer(capsys, "task", "solve", name, "--input", str(file))
     key = "targets" if tasks.get(name).answer == "vector" else "labels"
@@ -97,7 +97,7 @@ def test_each_line_may_hold_vectors(capsys: pytest.CaptureFixture[str], tmp_path
 
 def test_the_nonlinear_task_can_be_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "b.json"
-    sizes = ("--tokens", "5", "--dim", "3", "--order", "2", "--save", str(file))
+    sizes = ("--tokens", "5", "--dim", "3", "--order", "2", "--out", str(file))
     linear = answer(capsys, "task", "sample", "ngram", *sizes)
     bent = answer(capsys, "task", "sample", "ngram", "--nonlinear", *sizes)
     assert bent["inputs"] == linear["inputs"]
@@ -121,7 +121,7 @@ def test_names_are_not_cut_at_80_columns(
 
 def test_people_see_the_first_sequence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "b.json"
-    code, out, _ = run(capsys, "task", "sample", "match2", "--tokens", "6", "--modulus", "7", "--save", str(file))
+    code, out, _ = run(capsys, "task", "sample", "match2", "--tokens", "6", "--modulus", "7", "--out", str(file))
     assert code == 0 and "x[0] =" in out and "written to" in out
     code, out, _ = run(capsys, "task", "solve", "match2", "--input", str(file))
     assert code == 0 and "answers[0] =" in out

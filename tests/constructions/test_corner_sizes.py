@@ -13,12 +13,12 @@ import torch
 from headcount import bounds, constructions, tasks
 from headcount.bounds.base import Sizes
 from headcount.bounds.built import LimbPolytope, built_qsa
+from headcount.bounds.gap import lower_bound
 from headcount.constructions import Construction
 from headcount.constructions.matching.any_order import build_match_s
 from headcount.constructions.qsa.unit import depth_for, sufficient_bits
 from headcount.constructions.separators import separate
 from headcount.core.errors import HeadcountError
-from headcount.lab.figures.dimensions import lower_bound
 from headcount.pbit.widths import denominator_bits, numerator_bits
 from headcount.tasks.match import modulus_for
 
@@ -143,7 +143,7 @@ def test_sizes_that_do_not_fit_are_refused(name: str, sizes: dict[str, int], mes
 
 
 def test_a_bound_stands_beside_a_construction_only_where_it_applies() -> None:
-    """eps < 1/(2q) is a hypothesis of all three; at q = 5 and 0.4 none of them holds."""
+    """eps < 1/(2q), or 1/q, is a hypothesis of all four; at q = 5 and 0.4 none of them holds."""
     few = constructions.build("qsa-certificate", tokens=20, sparsity=5, dim=1, epsilon=0.4, key_dim=2)
     assert few.certificate.embedding_dim == 3 and lower_bound(few, "fp64") is None
     assert lower_bound(constructions.build("qsa-polytope", tokens=20, sparsity=5, dim=1, epsilon=0.09), "fp64") == 11

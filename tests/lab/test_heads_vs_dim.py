@@ -16,6 +16,7 @@ from headcount.core.errors import HeadcountError
 from headcount.lab.figures import heads_vs_dim as figure
 from headcount.lab.figures import heads_vs_dim_theory as theory
 from headcount.lab.figures import heads_vs_dim_verdict as verdicts
+from headcount.lab.figures.base import Inputs
 from headcount.lab.models import build
 from headcount.lab.models.positional import Positional
 from headcount.lab.specs.run import RunSpec
@@ -174,7 +175,7 @@ def test_rows_are_relative_errors_over_seeds(tmp_path: Path) -> None:
     assert isinstance(task, NGram)
     rows = [Row(spec=runs[0].inputs() | {"seed": s}, result={"error": e * math.sqrt(task.power)}) for s, e in
             enumerate((0.2, 0.4))]  # fmt: skip
-    (found,) = figure.data(rows, tmp_path)
+    (found,) = figure.data(Inputs(rows, tmp_path))
     assert (found["error"], found["best_seed"], found["seeds"], found["dim"]) == (0.3, 0.2, 2, 32)
     assert found["readout"] is None and found["predicted"] is not None and found["best_known"] is None
     assert tasks.get("ngram", order=2, tokens=64) == task

@@ -6,7 +6,8 @@ import csv
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,9 +17,13 @@ from headcount.core.errors import HeadcountError
 from headcount.lab import models
 from headcount.lab.figures import (
     base,
+    cliff,
+    dimensions,
+    heads_at_fixed_size,
     heads_vs_dim,
     match3_orders,
     memory,
+    position_errors,
     qsa_pattern,
     qsa_samples,
     qsa_width,
@@ -34,16 +39,30 @@ from headcount.lab.train.exam import evaluate, held_out
 TINY = {"steps": 4, "batch": 8, "evaluations": 16, "evaluate_every": 4, "target": None}
 
 
-def tiny(figure: base.LabFigure, count: int, stride: int = 1, **change: Any) -> base.LabFigure:
+Figure = base.Figure[base.Data]
+TRAINED = tuple(name for name in registry.names() if registry.get(name).training is not None)
+
+
+def training(figure: Figure) -> base.Training:
+    assert figure.training is not None
+    return figure.training
+
+
+def with_runs(figure: Figure, specs: list[Any]) -> Figure:
+    return dataclasses.replace(figure, training=dataclasses.replace(training(figure), plan=lambda scale: specs))
+
+
+def tiny(figure: Figure, count: int, stride: int = 1, **change: Any) -> Figure:
     """The figure with a few runs of its quick plan, cut short."""
     specs = [
         checked({k: v for k, v in (spec.inputs() | TINY | change).items() if v is not None})
-        for spec in figure.plan("quick")[::stride][:count]
+        for spec in training(figure).plan("quick")[::stride][:count]
     ]
-    return dataclasses.replace(figure, plan=lambda scale: specs)
+    return with_runs(figure, specs)
 
 
-CASES = {
+SHORT = [dataclasses.replace(curve, values=curve.values[:1], count=1) for curve in cliff.CURVES]
+CASES: dict[str, Figure] = {
     "qsa-pattern": tiny(qsa_pattern.FIGURE, 1, snapshots=(0, 4)),
     "qsa-samples": tiny(qsa_samples.FIGURE, 8, 3, samples=20),
     "qsa-width": tiny(qsa_width.FIGURE, 3, 6),
@@ -61,25 +80,39 @@ CASES = {
         examined=4,
     ),
     "heads-vs-dim": tiny(heads_vs_dim.FIGURE, 2, 1),
+    "position-errors": position_errors.FIGURE,
+    "heads-at-fixed-size": heads_at_fixed_size.FIGURE,
+    "dimensions": dataclasses.replace(
+        dimensions.FIGURE, data=lambda inputs: dimensions.rows(tokens=12, dim=2, sparsities=(1, 2), count=1)
+    ),
+    "cliff": dataclasses.replace(cliff.FIGURE, data=lambda inputs: cliff.rows(SHORT)),
 }
+"""Small ones of all figures that read no other command's folder."""
 
 
-@pytest.mark.parametrize("name", registry.names())
+def test_every_figure_has_a_case() -> None:
+    assert {name for name in registry.names() if registry.get(name).source is None} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_figures_are_made_and_made_again_from_their_rows(tmp_path: Path, name: str) -> None:
     made = base.make(CASES[name], "quick", tmp_path / "work", tmp_path / "out", workers=1)
     assert made.failed == 0 and made.verdict.endswith(".") and set(made.files) == {"svg", "png", "csv", "txt"}
-    rows = list(csv.DictReader((tmp_path / "out" / f"{name}.csv").read_text().splitlines()))
-    assert len(rows) == len(made.data)
-    first = (tmp_path / "out" / f"{name}.svg").read_bytes()
+    rows = list(csv.DictReader(made.files["csv"].read_text().splitlines()))
+    assert len(rows) == len(made.rows)
+    assert made.files["txt"].read_text() == made.verdict + "\n"
+    assert {path.stem for path in made.files.values()} == {CASES[name].file or name}
+    first = made.files["svg"].read_bytes()
     base.make(CASES[name], "quick", tmp_path / "work", tmp_path / "out", workers=1)
-    assert (tmp_path / "out" / f"{name}.svg").read_bytes() == first
-    assert base.estimate(CASES[name], "quick", tmp_path / "work", 2) == base.Estimate(0.0, 0)
+    assert made.files["svg"].read_bytes() == first
+    if name in TRAINED:
+        assert base.estimate(training(CASES[name]), "quick", tmp_path / "work", 2) == base.Estimate(0.0, 0)
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_run_of_the_plans_can_be_built(name: str) -> None:
     for scale in ("quick", "full"):
-        specs = registry.get(name).plan(scale)  # type: ignore[arg-type]
+        specs = training(registry.get(name)).plan(cast(base.Scale, scale))
         assert len({sweep.digest(spec) for spec in specs}) == len(specs) > 0
         for spec in {spec.model_copy(update={"seed": 0}) for spec in specs}:
             spec.check()
@@ -89,17 +122,35 @@ def test_every_run_of_the_plans_can_be_built(name: str) -> None:
                 assert abs(models.count(spec.config, spec.reading) - spec.parameters) <= 0.02 * spec.parameters
 
 
-def test_estimates_are_positive_and_scale_with_the_workers(tmp_path: Path) -> None:
-    figure = CASES["qsa-samples"]
-    one = base.estimate(figure, "quick", tmp_path, 1)
-    assert 0 < one.seconds < 60 and one.starts == 0
+def test_estimates_are_the_missing_steps_times_what_each_sort_of_step_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a sum by hand: 4 models, each with 2 seeds of 4 steps; a step of the LSTM takes 2 s, others 0.5 s."""
+    plan = training(CASES["qsa-samples"])
+    timed: list[Any] = []
+    rows: dict[Any, Any] = {}
+
+    def time_of_a_step(spec: Any) -> float:
+        timed.append(spec)
+        return 2.0 if "lstm" in str(spec.model) else 0.5
+
+    monkeypatch.setattr(base, "time_of_a_step", time_of_a_step)
+    monkeypatch.setattr(base.sweep, "read_row", lambda work, spec: rows.get(sweep.digest(spec)))
+    assert base.estimate(plan, "quick", tmp_path, 1) == base.Estimate(2 * 4 * (2.0 + 3 * 0.5), 0)
+    assert len(timed) == 4, "seeds of one model take equally long: one of them is timed"
+    assert base.estimate(plan, "quick", tmp_path, 4).seconds == 7.0
+    # A finished run costs nothing more; one that failed is made again.
+    first, second, third, *_ = map(sweep.digest, plan.plan("quick"))
+    rows |= {first: SimpleNamespace(error=None), third: SimpleNamespace(error="out of memory")}
+    assert base.estimate(plan, "quick", tmp_path, 1).seconds == 28.0 - 4 * 0.5
+    rows |= {second: SimpleNamespace(error=None), third: SimpleNamespace(error=None)}
+    assert base.estimate(plan, "quick", tmp_path, 1).seconds == 28.0 - 4 * (0.5 + 0.5 + 2.0)
 
 
 def test_starts_that_are_computed_are_counted_beside_the_estimate(tmp_path: Path) -> None:
-    runs = [run for run in heads_vs_dim.FIGURE.plan("quick") if isinstance(run, RunSpec)]
+    runs = [run for run in heads_vs_dim.plan("quick") if isinstance(run, RunSpec)]
     chosen = [next(run for run in runs if run.start == start) for start in (None, "constructed", "kernels")]
-    figure = dataclasses.replace(heads_vs_dim.FIGURE, plan=lambda scale: chosen)
-    assert base.estimate(figure, "quick", tmp_path, 1).starts == 2
+    assert base.estimate(base.Training(lambda scale: chosen), "quick", tmp_path, 1).starts == 2
 
 
 def test_unknown_figures_are_refused() -> None:
@@ -117,12 +168,12 @@ def test_drawing_from_what_is_finished(tmp_path: Path) -> None:
     figure = CASES["qsa-samples"]
     with pytest.raises(HeadcountError, match="no run of qsa-samples is finished"):
         base.make(figure, "quick", tmp_path / "work", tmp_path / "out", finished_only=True)
-    specs = figure.plan("quick")
-    kept = [spec for spec in specs if spec.model in ("attention", "mlp")]
+    specs = training(figure).plan("quick")
+    kept = [spec for spec in specs if spec.model.name in ("attention", "mlp")]
     sweep.sweep(kept, tmp_path / "work", workers=1)
     made = base.make(figure, "quick", tmp_path / "work", tmp_path / "out", finished_only=True)
     assert made.missing == len(specs) - len(kept) > 0
-    assert {row["model"] for row in made.data} == {"attention", "mlp"}
+    assert {row["model"] for row in made.rows} == {"attention", "mlp"}
 
 
 def test_confidence_intervals() -> None:
@@ -170,7 +221,7 @@ def test_widths_that_learn() -> None:
 
     rows = [row(1, 8, s, 0.1 if s == 0 else 0.3) for s in range(3)] + [row(1, 16, s, 0.2) for s in range(3)]
     rows += [row(2, width, s, 0.5) for width in (8, 16) for s in range(3)]
-    first, second = qsa_width.data(rows, Path())
+    first, second = qsa_width.data(base.Inputs(rows))
     assert (first["learned"], first["learned_by_one_seed"], first["goal"]) == (16, 8, 0.25)
     assert second["learned"] is None and second["widest_tried"] == 16
     assert (first["qsa-polytope, one map"], first["qsa-bits"], first["inputs"]) == (4 + 4, 1, 4 + 2 * 20)

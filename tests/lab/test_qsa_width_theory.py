@@ -66,7 +66,9 @@ def test_the_bound_counts_sets_and_the_trained_map_has_these_inputs() -> None:
     for q in range(1, 9):
         told = qsa_width.theory(q)
         assert told["qsa-bits"] == math.ceil(math.log2(math.comb(19, q)) / 32) == 1
+        assert told["qsa-bits-all"] == math.ceil(math.log2(math.comb(20, q)) / 32) == 1
         assert told["qsa-polytope, one map"] == 4 + 4 * q
+    assert qsa_width.bound({"qsa-bits": 1, "qsa-bits-all": 2}) == 2  # the larger counts
     spec = qsa_width.plan("full")[0]
     model = build(spec.config, spec.reading, 0)
     assert model.reader.features == qsa_width.theory(1)["inputs"] == 44

@@ -11,6 +11,7 @@ import pytest
 
 from headcount.core import store
 from headcount.lab.figures import scratch_lm
+from headcount.lab.figures.base import Inputs
 from headcount.lab.figures.scratch_lm import Arm
 from headcount.lab.specs.text import TextSpec
 from headcount.lab.sweep.runner import Row
@@ -53,7 +54,7 @@ def data(tmp_path: Path) -> list[dict[str, Any]]:
     }
     speed = scratch_lm._Speed(batch=2, context=64, threads=1, seconds=seconds)
     store.write_json(tmp_path / scratch_lm.SPEED, speed)
-    return scratch_lm.data(rows(), tmp_path)
+    return scratch_lm.data(Inputs(rows(), tmp_path))
 
 
 def test_runs_belong_to_their_settings(data: list[dict[str, Any]]) -> None:
@@ -107,10 +108,10 @@ def test_the_verdict_follows_the_data(data: list[dict[str, Any]]) -> None:
 def test_one_seed_decides_nothing(tmp_path: Path) -> None:
     """And missing baselines are left out; speeds are measured where none are kept, and kept."""
     single = [row for row in rows() if row.spec["seed"] == 0 and row.spec["model"] in ("uniform", "planned")]
-    data = scratch_lm.data(single, tmp_path)
+    data = scratch_lm.data(Inputs(single, tmp_path))
     assert "not decided" in scratch_lm.verdict(data) and "openelm" not in scratch_lm.verdict(data)
     assert all(row["decode_tokens_per_s_stock"] > 0 for row in data)
-    again = scratch_lm.data(single, tmp_path)
+    again = scratch_lm.data(Inputs(single, tmp_path))
     assert [row["decode_tokens_per_s_own"] for row in again] == [row["decode_tokens_per_s_own"] for row in data]
 
 

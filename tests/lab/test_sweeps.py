@@ -40,7 +40,7 @@ model = ["gru", "mlp-tokenwise"]
 def test_the_grid_in_order(tmp_path: Path) -> None:
     file = tmp_path / "grid.toml"
     file.write_text(FILE.format(steps=4) + "learning_rate = [0.1, 0.01]\n")
-    got = [(spec.model, spec.learning_rate, spec.seed) for spec in read_grid(file)]
+    got = [(spec.model.name, spec.learning_rate, spec.seed) for spec in read_grid(file)]
     assert got == [(m, r, s) for m in ("gru", "mlp-tokenwise") for r in (0.1, 0.01) for s in (0, 1)]
 
 
@@ -75,7 +75,7 @@ def test_many_runs_are_allowed_when_meant() -> None:
 def test_rows_table_and_restart(tmp_path: Path) -> None:
     specs = runs(FIXED, {"model": ["gru", "mlp-tokenwise"]}, seeds=2)
     rows = sweep.sweep(specs, tmp_path / "s", workers=1)
-    assert [(row.spec["model"], row.spec["seed"]) for row in rows] == [(s.model, s.seed) for s in specs]
+    assert [(row.spec["model"], row.spec["seed"]) for row in rows] == [(s.model.name, s.seed) for s in specs]
     assert all(row.error is None and 0 < float(row.score or 0) < 2 for row in rows)
     table = (tmp_path / "s" / "table.csv").read_bytes()
     assert table.decode().count("\n") == 5

@@ -15,7 +15,7 @@ import torch
 
 from headcount.core import store
 from headcount.core.errors import HeadcountError
-from headcount.lab.figures.curve import draw
+from headcount.lab.figures import curve
 from headcount.lab.models import parameters
 from headcount.lab.specs.text import TextSpec, checked
 from headcount.lab.sweep import runner as sweep
@@ -186,7 +186,7 @@ def test_a_changed_rule_makes_another_run(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
-    assert draw([train(TOY)], tmp_path)["svg"].is_file()
+    assert curve.FIGURE.write(curve.learned([train(TOY)]), tmp_path)["svg"].is_file()
 
 
 def test_equal_cache_is_the_uniform_models() -> None:

@@ -45,8 +45,8 @@ def test_rows_of_the_cliff(tmp_path: Path) -> None:
     assert rows[3]["size"] == curve.values[0] and rows[3]["embedding_dim"] == 8 + 2 * 2
     for row in rows:
         assert row["float cliff bits"] <= row["sufficient bits"]
-    first = cliff.draw(rows, tmp_path / "a")
-    second = cliff.draw(rows, tmp_path / "b")
+    first = cliff.FIGURE.write(rows, tmp_path / "a")
+    second = cliff.FIGURE.write(rows, tmp_path / "b")
     assert all(first[kind].read_bytes() == second[kind].read_bytes() for kind in first)
     with first["csv"].open() as file:
         assert [row["construction"] for row in csv.DictReader(file)] == [row["construction"] for row in rows]
@@ -59,6 +59,7 @@ def test_dimensions_meet_and_exceed_the_bounds() -> None:
         assert row["qsa-polytope"] == row["qsa-radon"] == 3 + 2 * q
         assert row["qsa-certificate"] >= row["qsa-radon"] >= row["qsa-regions"]
         assert row["qsa-bits"] == math.ceil(math.ceil(math.log2(math.comb(23, q))) / 8)
+        assert row["qsa-bits-all"] == math.ceil(math.ceil(math.log2(math.comb(24, q))) / 8)
         assert row["qsa-certificate wrong"] == row["qsa-polytope wrong"] == 0
         assert row["qsa-polytope verified in"] == "fp64"
 
@@ -67,14 +68,7 @@ def test_dimensions_verify_in_more_bits_where_float64_fails(tmp_path: Path) -> N
     (row,) = dimensions.rows(tokens=64, dim=1, sparsities=(16,), count=1)
     assert row["qsa-polytope wrong"] > 0 and row["qsa-polytope bits"] > 53
     assert row["qsa-polytope verified in"] == f"wide:{row['qsa-polytope bits'] + 4}"
-    assert dimensions.draw([row], tmp_path)["svg"].read_text().count("more bits than float64") == 1
-
-
-def test_the_bound_follows_the_precision() -> None:
-    built = constructions.build("qsa-polytope", tokens=100, sparsity=3, dim=1)
-    assert dimensions.lower_bound(built, "fp64") == 1 + 2 * 3
-    assert dimensions.lower_bounds(100, 3, 1, None)["qsa-bits"] is None
-    assert dimensions.lower_bounds(100, 3, 1, 2)["qsa-bits"] == 9  # C(99, 3) = 156849 < 2^18
+    assert dimensions.FIGURE.write([row], tmp_path)["svg"].read_text().count("more bits than float64") == 1
 
 
 def test_largest_needs_sizes() -> None:

@@ -100,7 +100,7 @@ def test_killed_runs_go_on_to_the_same_bits(tmp_path: Path, change: dict[str, An
     killed = tmp_path / "killed"
     code = (
         "import sys, json; from pathlib import Path\n"
-        "from headcount.lab.specs.run import RunSpec; from headcount.experiments import train as t\n"
+        "from headcount.lab.specs.run import RunSpec; from headcount.lab.train import loop as t\n"
         "step = t._Run._step\n"
         "def slow(run):\n    import time; time.sleep(0.02); step(run)\n"
         "t._Run._step = slow\n"

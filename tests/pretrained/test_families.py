@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from headcount.core.errors import HeadcountError
+from headcount.core.forms import trimmed_names
 from headcount.pretrained.families import FAMILIES as ROWS
 from headcount.pretrained.families import attention_of, family_of, layers_of, projections_of, read_spec
 from headcount.pretrained.runtimes.modeling_headcount import CLASSES
@@ -87,7 +88,7 @@ def latent_model(name: str, form: str) -> Any:
     return models["AutoModelForCausalLM"](config_class(**given, **own)).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("form", ["fast", "small"])
+@pytest.mark.parametrize("form", trimmed_names())
 @pytest.mark.parametrize("name", DECODERS)
 def test_the_spec_of_a_trimmed_model_is_exact(name: str, form: str) -> None:
     """Parameters, live cache and FLOPs of models that keep latents."""

@@ -156,6 +156,7 @@ def test_a_bomb_of_nested_arrays(tmp_path: Path) -> None:
         ({"rope_freqs.weight": np.ones(8, np.float32)}, (), "scales its rotary embedding"),
         ({"llama.rope.scaling.type": "linear"}, (), "scales its rotary embedding"),
         ({"split.count": 3}, (), "is one of 3 parts"),
+        ({"split.count": "two"}, (), "is one of two parts"),
         ({"general.alignment": 33}, (), "general.alignment is 33"),
         ({"llama.attention.head_count": 0}, (), "cannot be read"),
         ({"llama.attention.head_count": 8}, (), "contradicts"),

@@ -46,7 +46,7 @@ def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
 def write_gguf(path: Path, changes: dict[str, Any] | None = None, without: tuple[str, ...] = ()) -> Any:
     """Write a tiny Llama as GGUF in float32; returns the model that it holds.
 
-    ``changes`` overrides metadata (whole numbers) by key, and adds tensors (arrays) by name; tensors whose name
+    ``changes`` overrides metadata (whole numbers, texts) by key, and adds tensors (arrays) by name; tensors whose name
     begins with one of ``without`` are left out.
     """
     import gguf
@@ -110,8 +110,9 @@ def write_gguf(path: Path, changes: dict[str, Any] | None = None, without: tuple
         writer.add_uint32(key, number)
     writer.add_float32("llama.rope.freq_base", 5000.0)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-    if scaling := (changes or {}).get("llama.rope.scaling.type"):
-        writer.add_string("llama.rope.scaling.type", scaling)
+    for key, value in (changes or {}).items():
+        if isinstance(value, str) and key != "general.architecture":
+            writer.add_string(key, value)
     writer.add_tokenizer_model("gpt2")
     # A byte-level vocabulary spells the space and the line break as these two; one merge, since none reads as missing.
     spelled = [token.translate({32: "Ġ", 10: "Ċ"}) for token in ALPHABET]

@@ -15,7 +15,7 @@ from headcount.pretrained.families import attention_of, family_of, layers_of, re
 from headcount.pretrained.opening.loading import OpenModel, fingerprint
 from headcount.pretrained.running.capture import AttentionCall, observed_attention
 from headcount.probes.saturation.ranks import head_forms, looked_at, saturation_rank, window_errors
-from headcount.probes.saturation.record import Saturation
+from headcount.probes.saturation.record import Saturation, summary_json
 from headcount.probes.saturation.run import saturation, token_losses
 
 
@@ -145,6 +145,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_record(tmp_path: Path) -> No
     assert len(rows) == 2 * 3 * 4 and rows["rank_0.01"].max() <= 16
     assert (rows["rank_0.01"] >= rows["rank_0.05"]).all() and (rows["rank_0.05"] >= rows["rank_0.1"]).all()
     assert whole.record.contexts[0].losses[0].name == "dense"
+    for context in summary_json(whole)["contexts"]:
+        own = rows[rows.context == context["context"]].drop(columns=["context", "head"])
+        means = own.groupby("layer", as_index=False).mean().to_dict("records")
+        assert [list(layer) for layer in context["layers"]] == [list(layer) for layer in means]
+        for layer, mean in zip(context["layers"], means, strict=True):
+            assert layer == pytest.approx(mean, rel=4e-16)  # both sum four numbers: one rounding apart at most
 
 
 def test_a_planted_rank_is_found() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,32 @@ def test_plans_of_equal_ranks_find_the_models_that_they_made(runs: Path) -> None
     ]
     assert view.audit.metric == "fisher"
     assert view.evaluation and len(view.evaluation.models) == 3
+
+
+def test_plans_that_ask_for_the_same_find_their_models_by_digest(runs: Path, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    audit = headcount.Audit.open(runs / "a-fisher")
+    plans = {cache: headcount.plan(audit, cache=cache, out=tmp_path / f"p-{cache}") for cache in (0.501, 0.5)}
+    assert plans[0.5].spec == plans[0.501].spec
+    models = [("tiny", model, None)] + [
+        (f"made by {cache}", headcount.trim(model, plans[cache], matmul_dtype="model"), None) for cache in (0.501, 0.5)
+    ]
+    found = headcount.evaluate(models, texts=TEXTS, decode=None, sample_prompt=None, out=tmp_path / "e")
+    digests = [own.origin.plan for own in found.record.models if own.origin]
+    assert digests == [plans[0.501].record.digest, plans[0.5].record.digest]
+    # In this order, ranks, allocator and metric alone would give the first plan to the other one's model.
+    view = from_folders([runs / "a-fisher", tmp_path / "p-0.5", tmp_path / "p-0.501", tmp_path / "e"])
+    assert [plan.name for plan in view.plans] == ["made by 0.501", "made by 0.5"]
+    only = from_folders([runs / "a-fisher", tmp_path / "p-0.5", tmp_path / "e"])
+    assert [plan.name for plan in only.plans] == ["made by 0.5"]
+    # Evaluations of models made before plans had digests still open, and are matched as before.
+    path = tmp_path / "e" / "evaluation.json"
+    record = json.loads(path.read_text())
+    for own in record["models"][1:]:
+        del own["origin"]["plan"]
+    path.write_text(json.dumps(record))
+    only = from_folders([runs / "a-fisher", tmp_path / "p-0.5", tmp_path / "e"])
+    assert [plan.name for plan in only.plans] == ["made by 0.501"]
 
 
 def test_kinds_are_grouped_by_what_the_models_saw(runs: Path) -> None:

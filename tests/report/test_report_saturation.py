@@ -12,8 +12,8 @@ import pytest
 from report_cases import MADE, measured_view, tiny_measured, tiny_run
 from test_report_page import Page
 
-from headcount.core.drawing import write_figure
 from headcount.core.errors import HeadcountError
+from headcount.lab.figures import saturation as figure
 from headcount.probes.saturation.changepoint import Boundary
 from headcount.probes.saturation.record import Saturation, SaturationRecord, summary_json
 from headcount.probes.selection.capacity import KINDS
@@ -25,7 +25,7 @@ from headcount.report.page.document import render
 from headcount.report.saturation_collect import saturation_view, selection_view
 from headcount.report.saturation_view import SaturationView, SelectionView
 from headcount.report.terminal.grid import Grid
-from headcount.report.terminal.saturation import draw, figure_rows, saturation_tables
+from headcount.report.terminal.saturation import saturation_tables
 
 
 def views() -> tuple[SaturationView, SelectionView]:
@@ -221,8 +221,8 @@ def test_a_record_of_an_older_version_opens_and_is_shown_without_what_it_lacks(t
     assert told["bounds"] == [] and told["components"] is None and told["errors"][3]["absolute"] is None
     names = [table.title for table in saturation_tables(older) if isinstance(table, Grid)]
     assert names == ["Saturation ranks and ranges of logits", "The whole model with its heads cut", "Claims"]
-    assert {row["part"] for row in figure_rows(older)} == {"head", "error", "loss", "claim"}
-    draw(older)
+    assert {row["part"] for row in figure.rows(older)} == {"head", "error", "loss", "claim"}
+    figure.draw(older)
     page = render(from_run(tiny_run().audit, made=MADE, saturation=older))
     assert "saturation-ranks" in page and "Output errors, relative and absolute" not in page
 
@@ -238,7 +238,7 @@ def test_runs_of_another_model_are_refused() -> None:
 
 def test_the_rows_of_the_figure_are_the_records_numbers(tmp_path: Path) -> None:
     found = with_boundaries(None, 2)
-    files = write_figure(draw(found), figure_rows(found), tmp_path, "saturation")
+    files = figure.FIGURE.write(found, tmp_path)
     with files["csv"].open(newline="") as file:
         rows = list(csv.DictReader(file))
     parts = {part: [row for row in rows if row["part"] == part] for part in dict.fromkeys(row["part"] for row in rows)}
@@ -263,14 +263,14 @@ def test_the_rows_of_the_figure_are_the_records_numbers(tmp_path: Path) -> None:
     ]
     assert [row["verdict"] for row in parts["claim"]] == [claim.verdict for claim in found.record.claims]
     before = files["svg"].read_bytes()
-    assert write_figure(draw(found), figure_rows(found), tmp_path, "saturation")["svg"].read_bytes() == before
+    assert figure.FIGURE.write(found, tmp_path)["svg"].read_bytes() == before
 
 
 def test_one_context_without_losses_is_drawn(tmp_path: Path) -> None:
     found = tiny_measured()[0]
     only = found.record.contexts[0].model_copy(update={"losses": []})
     alone = dataclasses.replace(found, record=found.record.model_copy(update={"contexts": [only]}))
-    files = write_figure(draw(alone), figure_rows(alone), tmp_path, "saturation")
+    files = figure.FIGURE.write(alone, tmp_path)
     drawn = files["svg"].read_text()
     assert "range of logits" in drawn and "loss increase" not in drawn
     assert "\nloss," not in files["csv"].read_text()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import math
 
 import pytest
@@ -12,13 +10,6 @@ from hypothesis import strategies as st
 from report_cases import tiny_run
 
 from headcount.report import words
-
-MODULES = ("collect", "grid", "heads", "headline", "measures", "page", "ranks", "spectra", "style", "terminal", "words")
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings_hold(name: str) -> None:
-    assert doctest.testmod(importlib.import_module(f"headcount.report.{name}")).failed == 0
 
 
 @settings(deadline=None, max_examples=200)

@@ -18,7 +18,7 @@ from headcount.shapes.decoder import build_decoder
 from headcount.shapes.evidence import from_audit, from_saturation, resample
 from headcount.shapes.planned import RECORD, ScratchPlan, plan_scratch, summary_json
 from headcount.shapes.rules import SCHEMES, spread
-from headcount.trimming.audit.record import AuditRecord, LayerRecord, SideRecord
+from headcount.trimming.audit.schema import AuditRecord, LayerRecord, SideRecord
 
 ISSUE = {"layers": 8, "hidden": 256, "params": 6e6, "context": 512}
 

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from headcount.core.errors import HeadcountError
+from headcount.core.options import Option
+from headcount.core.payload import JsonObject
+from headcount.tasks.sizes import OF_BOUNDS
 
 PROVED_HERE = "proved here"
 CONJECTURED = "conjectured"
@@ -20,20 +23,23 @@ CONJECTURED = "conjectured"
 SIZE_LIMIT = 10**18
 """Sizes above this are refused: ``counting`` proves its roundings up to here."""
 
-SIZE_LETTERS = {
-    "tokens": "N",
-    "sparsity": "q",
-    "dim": "d'",
-    "modulus": "M",
-    "precision_bits": "p",
-    "heads": "H",
-    "domain": "n",
-}
+
+def size_named(name: str) -> Option | None:
+    """The declared size of this name: one that bounds are stated in, or one that a task declares by itself."""
+    usual = next((size for size in OF_BOUNDS if size.name == name), None)
+    if usual is not None:
+        return usual
+    from headcount.tasks.registry import declared_sizes  # here, because the usual sizes need no NumPy
+
+    return next((size for size in declared_sizes() if size.name == name), None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False)
 class Sizes:
-    """The sizes that a bound is asked for; checked when made.
+    """The sizes that a bound is asked for, by the names that ``headcount.tasks.sizes`` and the tasks declare.
+
+    Checked when made. ``epsilon``: the error asked for; ``None``: any that is small enough for the bound. A size that
+    is not given is ``None``, except ``heads``, which is 1.
 
     >>> Sizes(tokens=16, sparsity=4).sparsity
     4
@@ -42,38 +48,56 @@ class Sizes:
     headcount.core.errors.HeadcountError: sparsity 16 is larger than tokens 4; choose q in [1, 4]
     """
 
-    tokens: int | None = None
-    sparsity: int | None = None
-    dim: int | None = None
-    modulus: int | None = None
-    precision_bits: int | None = None
-    heads: int = 1
-    domain: int | None = None
-    epsilon: float | None = None
-    """The error asked for; ``None``: any that is small enough for the bound."""
+    epsilon: float | None
+    _values: dict[str, int]
 
-    def __post_init__(self) -> None:
-        for name in SIZE_LETTERS:
-            value = getattr(self, name)
-            least = 2 if name == "modulus" else 1
-            if value is not None and value < least:
-                raise HeadcountError(f"{name} is {value}", fix=f"choose {name} of at least {least}")
-            if value is not None and value > SIZE_LIMIT:
+    def __init__(self, *, epsilon: float | None = None, **sizes: int | None) -> None:
+        values = {"heads": 1} | {name: value for name, value in sizes.items() if value is not None}
+        object.__setattr__(self, "epsilon", epsilon)
+        object.__setattr__(self, "_values", values)
+        for name, value in values.items():
+            size = size_named(name)
+            if size is None:
+                raise HeadcountError(
+                    f"there is no size {name!r}", fix=f"the usual ones are {', '.join(one.name for one in OF_BOUNDS)}"
+                )
+            if size.kind is not int:
+                continue
+            if value < size.least:
+                raise HeadcountError(f"{name} is {value}", fix=f"choose {name} of at least {size.least}")
+            if value > SIZE_LIMIT:
                 raise HeadcountError(f"{name} is {value}", fix=f"choose {name} of at most {SIZE_LIMIT}")
         if self.tokens is not None and self.sparsity is not None and self.sparsity > self.tokens:
             raise HeadcountError(
                 f"sparsity {self.sparsity} is larger than tokens {self.tokens}",
                 fix=f"choose q in [1, {self.tokens}]",
             )
-        if self.epsilon is not None and not 0 < self.epsilon < float("inf"):
-            raise HeadcountError(f"epsilon is {self.epsilon}", fix="choose a positive epsilon")
+        if epsilon is not None and not 0 < epsilon < float("inf"):
+            raise HeadcountError(f"epsilon is {epsilon}", fix="choose a positive epsilon")
+
+    def __getattr__(self, name: str) -> int | None:
+        if name.startswith("_") or (name not in self._values and size_named(name) is None):
+            raise AttributeError(f"there is no size {name!r}")
+        return self._values.get(name)
+
+    @property
+    def heads(self) -> int:
+        """H, 1 unless given."""
+        return self._values["heads"]
+
+    def given(self) -> dict[str, float]:
+        """What is given, by name: the usual sizes in their order, those of one task, epsilon."""
+        names = dict.fromkeys((*(size.name for size in OF_BOUNDS), *self._values))
+        values: dict[str, float] = {name: self._values[name] for name in names if name in self._values}
+        return values if self.epsilon is None else values | {"epsilon": self.epsilon}
 
     def need(self, name: str) -> int:
         """A size that a formula cannot do without."""
-        value = getattr(self, name)
+        value = self._values.get(name)
         if value is None:
-            letter = SIZE_LETTERS[name]
-            raise HeadcountError(f"{name} ({letter}) is not given", fix=f"give {name}")
+            size = size_named(name)
+            letter = f" ({size.letter})" if size is not None and size.letter else ""
+            raise HeadcountError(f"{name}{letter} is not given", fix=f"give {name}")
         return int(value)
 
 
@@ -85,6 +109,9 @@ class Quantity(NamedTuple):
 
 
 Constant = Literal["explicit", "unknown"]
+Model = Literal["embedded", "positional keys", "as stated"]
+"""What a bound is about. embedded: any network that reads tokens through their embeddings only. positional keys: one
+head whose keys depend on the position only, its values linear. as stated: what its hypotheses say, no other's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +134,8 @@ class Bound:
     shape: str
     formula: Callable[[Sizes], Quantity] | None = None
     obstacle: Callable[[Sizes], str | None] = lambda sizes: None
+    model: Model = "as stated"
+    """Which models it is about: ``gap`` compares bounds that are about the same ones."""
     argument: str = ""
     """Why it holds; by default the docstring of ``formula``, so that it stays beside the code."""
 
@@ -146,7 +175,7 @@ class BoundValue:
     unit: str | None
     why_not: str | None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """The fields of the JSON answer."""
         return {
             "id": self.bound.id,

@@ -19,10 +19,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from headcount.bounds.base import Sizes
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 
 DIGITS_LIMIT = 100_000
 """Largest sparsity whose digits are counted number by number (half a second)."""
@@ -42,7 +42,7 @@ class Built:
     value_width: int | None = None
     """d_v: numbers that a head sums, where a bound of the task is on them."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """The fields of the JSON answer."""
         return dict(vars(self))
 

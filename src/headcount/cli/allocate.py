@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from headcount.cli.common import Json, Seed, emit_json, offered, progress_bars, show
+from headcount.core.payload import JsonObject
 
 Position = Annotated[
     Any,
@@ -76,9 +77,9 @@ def allocate(
     content = random_spectra(len(asked), width, seed) if spectra is None else read_spectra(spectra, len(asked), layer)
     found = solver.allocate(asked, budget, rows, content)
     if figure is not None:
-        from headcount.lab.figures import position as drawings
+        from headcount.lab.figures import heads_at_fixed_size as drawing
 
-        drawings.draw_sizes(drawings.size_rows(asked, budget, content), figure)
+        drawing.FIGURE.write(drawing.rows(asked, budget, content), figure)
     if as_json:
         settings = {"limit": limit, "context": context, "logit_budget": errors.logit_budget}
         emit_json(found.as_json() | {"position": position, "budget": budget} | settings)
@@ -144,6 +145,7 @@ def kernels(
     from headcount.core.store import read_json
     from headcount.lags import solver
     from headcount.lags import table as tables
+    from headcount.lags.kernels import LIMIT
 
     if position != "rope" and (dim is not None or dims is not None):
         raise HeadcountError(
@@ -153,7 +155,7 @@ def kernels(
         raise HeadcountError(f"heads of dimension {dim} are not possible", fix="use --dim 1 or more")
     asked = _lags(lags) if lags is not None else list(range(tables.LAGS + 1))
     solver.check_lags(asked)
-    usual = (limit, context, logit_budget) == (tables.LIMIT, tables.CONTEXT, tables.LOGITS)
+    usual = (limit, context, logit_budget) == (LIMIT, tables.CONTEXT, tables.LOGITS)
     if out is not None or recompute or seed or dims is not None or not usual:
         widths = tables.DIMS if dims is None else sorted(set(_numbers(dims, "dimensions")))
         begun = read_json(out, tables.Table) if out is not None and out.exists() else None
@@ -170,9 +172,9 @@ def kernels(
     else:
         found = tables.position_table(position, asked, limit)
     if figure is not None:
-        from headcount.lab.figures import position as drawings
+        from headcount.lab.figures import position_errors as drawing
 
-        drawings.draw_errors(drawings.error_rows(), figure)
+        drawing.FIGURE.write(drawing.rows(), figure)
     shown = min(64, found.dims[-1]) if dim is None and found.dims else dim
     answer = {"position": position, "limit": limit, "context": found.context, "logit_budget": found.logit_budget}
     if shown is not None:
@@ -206,7 +208,7 @@ def _show_errors(found: Any, lags: list[int], dim: int | None) -> None:
     show(table, f"{heads}at least: what is proved for 32 heads; a found error is an upper bound")
 
 
-def _show_decay(found: Any, lags: list[int], dim: int | None, answer: dict[str, Any], as_json: bool) -> None:
+def _show_decay(found: Any, lags: list[int], dim: int | None, answer: JsonObject, as_json: bool) -> None:
     from rich.table import Table
 
     from headcount.lags.decay import decay_rows, lag_decay
@@ -223,7 +225,7 @@ def _show_decay(found: Any, lags: list[int], dim: int | None, answer: dict[str, 
         table.add_row(
             str(row["lag"]),
             f"{row['heads'][0]} to {row['heads'][-1]}",
-            *(f"{row[key]:.3g}" for key in ("power", "power_misfit", "rate", "rate_misfit")),
+            *(f"{fit:.3g}" for fit in (row["power"], row["power_misfit"], row["rate"], row["rate_misfit"])),
             *grown,
         )
     show(table if rows else "nothing to fit: no lag has three errors between 1 and its floor")

@@ -7,19 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from headcount.cli.common import Json, Seed, emit_json, named_table, progress_bars, show
+from headcount.cli.options import declared
+from headcount.tasks.sizes import (
+    DIM,
+    DOMAIN,
+    HEADS,
+    MODULUS,
+    PRECISION_BITS,
+    SPARSITY,
+    TOKENS,
+    VALUE_WIDTH,
+    WIDTH,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from headcount.bounds import BoundValue, Sizes
-    from headcount.bounds.built import Built
 
-Tokens = Annotated[int, typer.Option("--tokens", help="N: tokens of a sequence.")]
-Sparsity = Annotated[int, typer.Option("--sparsity", help="q: tokens that are averaged.")]
-Dim = Annotated[int, typer.Option("--dim", help="d': dimension of the averaged vectors.")]
-Modulus = Annotated[int | None, typer.Option("--modulus", help="M: residues are taken mod M.")]
-Bits = Annotated[int | None, typer.Option("--precision-bits", help="p: bits of a number.")]
-Heads = Annotated[int, typer.Option("--heads", help="H: attention heads of the layer.")]
+Tokens = Annotated[int, declared(TOKENS)]
+Sparsity = Annotated[int, declared(SPARSITY)]
+Dim = Annotated[int, declared(DIM)]
+Modulus = Annotated[int | None, declared(MODULUS)]
+Bits = Annotated[int | None, declared(PRECISION_BITS)]
+Heads = Annotated[int, declared(HEADS)]
 Epsilon = Annotated[
     float | None, typer.Option("--epsilon", help="Error asked for; by default as small as each bound needs.")
 ]
@@ -90,7 +101,6 @@ def qsa(
     With --modulus the bounds on Match3 with as many tokens are listed too.
     """
     from headcount.bounds import Sizes
-    from headcount.bounds.built import built_qsa
 
     sizes = Sizes(
         tokens=tokens,
@@ -101,24 +111,7 @@ def qsa(
         heads=heads,
         epsilon=epsilon,
     )
-    tasks = ("qsa",) if modulus is None else ("qsa", "match3")
-    _answer("qsa", tasks, sizes, built_qsa(sizes) + (_constructed(sizes) if build else []), as_json)
-
-
-def _constructed(sizes: Sizes) -> list[Built]:
-    """What the constructions' own certificates say, every operation rounded."""
-    from headcount import constructions
-    from headcount.bounds.built import Built
-
-    rows = []
-    given = {name: sizes.need(name) for name in ("tokens", "sparsity", "dim")}
-    epsilon = sizes.epsilon or 1 / (4 * given["sparsity"])
-    for name in ("qsa-polytope", "qsa-certificate"):
-        certificate = constructions.build(name, **given, epsilon=epsilon).certificate
-        arithmetic = "every operation rounded (headcount construct)"
-        dim, bits = certificate.embedding_dim, certificate.bits
-        rows.append(Built(name, dim, bits, arithmetic, certificate.guarantee))
-    return rows
+    _answer("qsa", sizes, as_json, also=() if modulus is None else ("match3",), build=build)
 
 
 @bound.command()
@@ -131,11 +124,10 @@ def match3(
 ) -> None:
     """Triple matching by one layer of ordinary attention."""
     from headcount.bounds import Sizes
-    from headcount.bounds.built import built_match3
 
     modulus = tokens + 1 if modulus is None else modulus
     sizes = Sizes(tokens=tokens, modulus=modulus, precision_bits=precision_bits, heads=heads)
-    _answer("match3", ("match3",), sizes, built_match3(sizes), as_json)
+    _answer("match3", sizes, as_json)
 
 
 @bound.command()
@@ -144,12 +136,12 @@ def induction(tokens: Tokens, precision_bits: Bits = None, heads: Heads = 1, as_
     from headcount.bounds import Sizes
 
     sizes = Sizes(tokens=tokens, precision_bits=precision_bits, heads=heads)
-    _answer("induction", ("induction",), sizes, [], as_json)
+    _answer("induction", sizes, as_json)
 
 
 @bound.command()
 def composition(
-    domain: Annotated[int, typer.Option("--domain", help="n: elements that the functions map.")],
+    domain: Annotated[int, declared(DOMAIN)],
     precision_bits: Bits = None,
     heads: Heads = 1,
     as_json: Json = False,
@@ -158,7 +150,7 @@ def composition(
     from headcount.bounds import Sizes
 
     sizes = Sizes(domain=domain, precision_bits=precision_bits, heads=heads)
-    _answer("composition", ("composition",), sizes, [], as_json)
+    _answer("composition", sizes, as_json)
 
 
 @bound.command("head")
@@ -166,49 +158,43 @@ def head(tokens: Tokens, as_json: Json = False) -> None:
     """Attention matrices that one head of small dimension cannot form."""
     from headcount.bounds import Sizes
 
-    _answer("any", ("any",), Sizes(tokens=tokens), [], as_json)
+    _answer("any", Sizes(tokens=tokens), as_json)
 
 
-def _answer(task: str, tasks: tuple[str, ...], sizes: Sizes, built: list[Built], as_json: bool) -> None:
+def _answer(task: str, sizes: Sizes, as_json: bool, also: tuple[str, ...] = (), build: bool = False) -> None:
+    """Both sides of the theory of a task; ``also``: tasks whose bounds are listed with it."""
     from headcount import bounds
-    from headcount.bounds.built import smallest_built, smallest_value_width
-    from headcount.bounds.statements.qsa_bits import ANY_NETWORK, EMBEDDING
-    from headcount.pbit.widths import VALUE_WIDTH
+    from headcount.bounds.gap import gap
 
-    answers = [b.evaluate(sizes) for name in tasks for b in bounds.of_task(name)]
-    below = {a.bound.id: a.value for a in answers if a.unit == EMBEDDING and a.bound.task == task}
-    value_widths = {
-        a.bound.id: a.value for a in answers if a.unit == VALUE_WIDTH and a.value is not None and a.bound.task == task
-    }
-    widest = max(value_widths, key=lambda id: value_widths[id], default=None)
-    general = max((id for id in ANY_NETWORK if below.get(id) is not None), key=lambda id: below[id] or 0, default=None)
-    always = below[general] if general else None
-    strictest = max(below, key=lambda id: below[id] or 0, default=None)
+    found = gap(task, sizes, build)
+    answers = [*found.answers, *(b.evaluate(sizes) for name in also for b in bounds.of_task(name))]
+    embedded, strictest, widest = found.embedded, found.hypotheses, found.value_width
     if as_json:
         emit_json(
             {
                 "task": task,
-                **{name: value for name, value in vars(sizes).items() if value is not None},
+                **sizes.given(),
                 "bounds": [a.as_dict() for a in answers],
-                "impossible_below_embedding_dim": always,
-                "impossible_below_under_hypotheses": below[strictest] if strictest else None,
-                "impossible_below_value_width": value_widths[widest] if widest else None,
-                "built_embedding_dim": smallest_built(built, sizes.precision_bits),
-                "built_value_width": smallest_value_width(built, sizes.precision_bits),
-                "built": [b.as_dict() for b in built],
+                "impossible_below_embedding_dim": embedded and embedded.value,
+                "impossible_below_under_hypotheses": strictest and strictest.value,
+                "impossible_below_value_width": widest and widest.value,
+                "built_embedding_dim": found.built_embedding_dim,
+                "built_value_width": found.built_value_width,
+                "built": [b.as_dict() for b in found.built],
             }
         )
         return
     show(_table(answers))
-    if always is not None:
-        show(f"impossible below embedding dimension {always}: anything that reads p-bit embeddings ({general})")
-    if strictest and strictest not in ANY_NETWORK:
-        show(f"impossible below embedding dimension {below[strictest]} under the hypotheses of {strictest}")
-    if widest and value_widths[widest]:
-        size = f"value width {value_widths[widest]} of a head, for any embedding dimension"
-        show(f"impossible below {size}, under the hypotheses of {widest}")
+    if embedded:
+        network = f"anything that reads p-bit embeddings ({embedded.bound.id})"
+        show(f"impossible below embedding dimension {embedded.value}: {network}")
+    if strictest and strictest.bound.model != "embedded":
+        show(f"impossible below embedding dimension {strictest.value} under the hypotheses of {strictest.bound.id}")
+    if widest and widest.value:
+        size = f"value width {widest.value} of a head, for any embedding dimension"
+        show(f"impossible below {size}, under the hypotheses of {widest.bound.id}")
     p = sizes.precision_bits
-    for b in built:
+    for b in found.built:
         short = "" if p is None or b.needs_bits <= p else f", more than the {p} given"
         limits = f"{b.needs_bits} bits{short}; {b.arithmetic}; {b.guarantee}"
         width = "" if b.value_width is None else f", value width {b.value_width}"
@@ -229,17 +215,16 @@ def _table(answers: list[BoundValue]) -> Table:
 @bound.command()
 def protocol(
     task: Annotated[str, typer.Argument(help="match3 or qsa.")],
-    tokens: Annotated[int, typer.Option("--tokens", help="N: tokens of a sequence.")] = 65,
-    width: Annotated[int, typer.Option("--width", help="m: embedding dimension of a random layer.")] = 4,
+    tokens: Tokens = 65,
+    width: Annotated[int, declared(WIDTH, "Of a random layer.")] = 4,
     value_width: Annotated[
-        int | None,
-        typer.Option("--value-width", help="d_v: value width of a random layer for match3; by default --width."),
+        int | None, declared(VALUE_WIDTH, "Of a random layer for match3; by default --width.")
     ] = None,
-    precision_bits: Annotated[int, typer.Option("--precision-bits", help="p: bits of a number.")] = 8,
+    precision_bits: Annotated[int, declared(PRECISION_BITS)] = 8,
     heads: Heads = 1,
-    sparsity: Annotated[int | None, typer.Option("--sparsity", help="q; by default (N-1)/2.")] = None,
-    modulus: Annotated[int | None, typer.Option("--modulus", help="M; by default N + 1 or N + 2.")] = None,
-    dim: Annotated[int, typer.Option("--dim", help="d': dimension of the averaged vectors.")] = 1,
+    sparsity: Annotated[int | None, declared(SPARSITY, "By default (N-1)/2.")] = None,
+    modulus: Annotated[int | None, declared(MODULUS, "By default N + 1 or N + 2.")] = None,
+    dim: Dim = 1,
     layer: Annotated[str, typer.Option("--layer", help="random, or solving: one that solves the task.")] = "random",
     count: Annotated[int, typer.Option("--count", help="Set-disjointness instances.")] = 20,
     seed: Seed = 0,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headcount.core.payload import JsonObject
 from headcount.core.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def offered(*values: str) -> Callable[[str], list[str]]:
     return complete
 
 
-def emit_json(value: dict[str, Any]) -> None:
+def emit_json(value: JsonObject) -> None:
     """Print one JSON object on stdout; NaN and infinities become null, so that every reader takes it."""
     # dumps takes the C encoder, dump does not: seconds for an answer of a million labels.
     sys.stdout.write(json.dumps(_finite(value), allow_nan=False) + "\n")

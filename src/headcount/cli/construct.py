@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from headcount.cli.common import Json, Out, Seed, emit_json, named_table, progress_bars, show
-from headcount.cli.task import Dim, Modulus, Order, Sparsity, Tokens, Window
+from headcount.cli.options import command, declared
 from headcount.core.errors import CheckFailedError, HeadcountError
+from headcount.tasks.sizes import DIM, MODULUS, ORDER, SPARSITY, TOKENS, WINDOW
 
 if TYPE_CHECKING:
     from headcount.constructions import Construction, Verification
 
 NAMES = ("qsa-certificate", "qsa-polytope", "match2", "match-s", "match3-bigram", "match3-local")
 """The constructions; a test holds this list against ``headcount.constructions.names()``."""
+SIZES = (TOKENS, SPARSITY, DIM, MODULUS, ORDER, WINDOW)
+"""The sizes that they take; the same test holds these against the constructions' options."""
 
 Precision = Annotated[
     str,
@@ -42,7 +45,7 @@ Guarantee = Annotated[
 KeyDim = Annotated[
     int | None, typer.Option("--key-dim", help="qsa-certificate: dimensions of the keys; else searched.")
 ]
-Save = Annotated[Path | None, typer.Option("--save", help="Write safetensors and JSON to this folder.")]
+Weights = Annotated[Path | None, typer.Option("--out", help="Write safetensors and JSON to this folder.")]
 
 construct = typer.Typer(no_args_is_help=True, help="Explicit weights that solve the tasks, verified.")
 
@@ -53,14 +56,14 @@ def register(app: typer.Typer) -> None:
 
 
 def _command(name: str) -> None:
-    @construct.command(name, help=f"Build {name}, verify it, and report its certificate.")
+    @command(
+        construct,
+        name,
+        {"": lambda: SIZES},
+        help=f"Build {name}, verify it, and report its certificate.",
+        renamed={"--save": "--out"},
+    )
     def build_and_verify(
-        tokens: Tokens = None,
-        sparsity: Sparsity = None,
-        dim: Dim = None,
-        modulus: Modulus = None,
-        order: Order = None,
-        window: Window = None,
         epsilon: Epsilon = None,
         guarantee: Guarantee = None,
         key_dim: KeyDim = None,
@@ -69,18 +72,14 @@ def _command(name: str) -> None:
         count: Count = 8,
         kind: Verified = "mixed",
         seed: Seed = 0,
-        save: Save = None,
+        out: Weights = None,
         as_json: Json = False,
+        **given: int,
     ) -> None:
         from headcount import constructions
 
         options: dict[str, Any] = {
-            "tokens": tokens,
-            "sparsity": sparsity,
-            "dim": dim,
-            "modulus": modulus,
-            "order": order,
-            "window": window,
+            **given,
             "epsilon": epsilon,
             "key_dim": key_dim,
             "guarantee": {"given": "the subsets given", "all": "all inputs", None: None}[guarantee],
@@ -94,7 +93,7 @@ def _command(name: str) -> None:
                 options["progress"] = progress
             constructions.wide_bits(precision)  # refuse it before the work
             built = constructions.build(name, **options)
-            _report(built, precision, accumulate, count, kind, seed, save, as_json, start, progress)
+            _report(built, precision, accumulate, count, kind, seed, out, as_json, start, progress)
 
 
 for _name in NAMES:
@@ -126,7 +125,7 @@ def list_constructions(as_json: Json = False) -> None:
 
 @construct.command("check")
 def check(
-    folder: Annotated[Path, typer.Argument(help="A folder that --save wrote.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that --out wrote.")],
     precision: Precision = "fp64",
     accumulate: Accumulate = "each",
     count: Count = 8,
@@ -151,17 +150,17 @@ def _report(
     count: int,
     kind: str,
     seed: int,
-    save: Path | None,
+    out: Path | None,
     as_json: bool,
     start: float,
     progress: Any,
 ) -> None:
     """Verify, save, print; exit 1 where an answer is wrong."""
-    from headcount.lab.figures.dimensions import lower_bound
+    from headcount.bounds.gap import lower_bound
 
     found = _verify(built, precision, accumulate, count, kind, seed, progress)
-    if save is not None:
-        built.save(save)
+    if out is not None:
+        built.save(out)
     certificate = built.certificate
     answer = {
         **certificate.model_dump(),
@@ -225,13 +224,13 @@ def cliff(
 
     with progress_bars() as progress:
         data = experiment.rows(seed=seed, progress=progress)
-    _figure(experiment.draw(data, out or Path("results")), data, as_json)
+    _figure(experiment.FIGURE.write(data, out or Path("results")), data, as_json)
 
 
 @construct.command("dimensions")
 def dimensions(
-    tokens: Annotated[int, typer.Option("--tokens", help="N: tokens of a sequence.")] = 1024,
-    dim: Annotated[int, typer.Option("--dim", help="d': dimension of the averaged vectors.")] = 8,
+    tokens: Annotated[int, declared(TOKENS)] = 1024,
+    dim: Annotated[int, declared(DIM)] = 8,
     precision_bits: Annotated[int, typer.Option("--precision-bits", help="p of the bound qsa-bits.")] = 64,
     most: Annotated[int, typer.Option("--most", help="Largest sparsity q.")] = 16,
     out: Out = Path("results"),
@@ -245,10 +244,10 @@ def dimensions(
         raise HeadcountError(f"most {most} is outside [1, {tokens}]", fix="choose a sparsity of the tokens")
     with progress_bars() as progress:
         data = experiment.rows(tokens, dim, precision_bits, range(1, most + 1), seed=seed, progress=progress)
-    _figure(experiment.draw(data, out or Path("results")), data, as_json)
+    _figure(experiment.FIGURE.write(data, out or Path("results")), data, as_json)
 
 
-@construct.command("scan")
+@command(construct, "scan", {"values": lambda: SIZES})
 def scan(
     name: Annotated[str, typer.Argument(help="A name of `construct list`.")],
     over: Annotated[
@@ -257,28 +256,14 @@ def scan(
     ] = "modulus",
     precision: Precision | None = None,
     values: Annotated[str | None, typer.Option("--values", help="Sizes to try, as 31,101,401.")] = None,
-    tokens: Tokens = None,
-    sparsity: Sparsity = None,
-    dim: Dim = None,
-    modulus: Modulus = None,
-    order: Order = None,
-    window: Window = None,
     epsilon: Epsilon = None,
     count: Count = 8,
     seed: Seed = 0,
     as_json: Json = False,
+    **given: int,
 ) -> None:
     """The cliff: the largest size that still verifies in one precision, or the fewest bits at one size."""
-    options: dict[str, Any] = {
-        "tokens": tokens,
-        "sparsity": sparsity,
-        "dim": dim,
-        "modulus": modulus,
-        "order": order,
-        "window": window,
-        "epsilon": epsilon,
-    }
-    options = {key: value for key, value in options.items() if value is not None}
+    options: dict[str, Any] = {**given, **({} if epsilon is None else {"epsilon": epsilon})}
     if over == "bits":
         if precision is not None or values is not None:
             raise HeadcountError("a scan over bits takes no --precision and no --values", fix="leave them out")

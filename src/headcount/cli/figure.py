@@ -1,14 +1,17 @@
-"""``headcount figure``: a figure of the learning lab, from its runs to the picture and its verdict."""
+"""``headcount figure``: any figure by name, from what it is made of to the picture and its verdict."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from headcount.cli.common import Json, Out, emit_json, progress_bars, show
+from headcount.cli.common import Json, Out, emit_json, named_table, progress_bars, show
+
+if TYPE_CHECKING:
+    from headcount.lab.figures.base import Estimate, Figure, Scale
 
 
 def register(app: typer.Typer) -> None:
@@ -17,53 +20,61 @@ def register(app: typer.Typer) -> None:
 
 
 def figure(
-    name: Annotated[
-        str,
-        typer.Argument(help="qsa-pattern, qsa-samples, qsa-width, match3-orders, memory, heads-vs-dim or scratch-lm."),
-    ],
+    name: Annotated[str, typer.Argument(help="A name of `headcount figure list`, or list.")],
     scale: Annotated[
-        Literal["quick", "full"], typer.Option("--scale", help="quick: under 3 minutes on 2 cores.")
-    ] = "quick",
-    workers: Annotated[int, typer.Option("--workers", help="Runs at once; -1: as many as processors.")] = -1,
+        Literal["quick", "full"] | None,
+        typer.Option("--scale", help="Of figures that train; quick, the default: under 3 minutes on 2 cores."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Of figures that train: runs at once; -1: as many as processors.")
+    ] = None,
     out: Out = None,
     work: Annotated[
-        Path | None, typer.Option("--work", help="Where the runs are kept (headcount-runs/NAME-SCALE by default).")
+        Path | None,
+        typer.Option(
+            "--work",
+            help="Where the runs are kept (headcount-runs/NAME-SCALE by default), or the finished run to draw.",
+        ),
     ] = None,
     finished: Annotated[
         bool, typer.Option("--finished", help="Run nothing; draw from the runs in --work that are finished.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make the runs of a figure, then its CSV, SVG, PNG and verdict (in --out; results by default).
+    """Make a figure: its CSV, SVG, PNG and verdict (in --out; results by default). `figure list` names them all.
 
-    How long the runs will take is said first. They are kept, so the same command goes on after a kill.
+    Where it needs runs, how long they will take is said first. They are kept, so the same command goes on after a kill.
     """
     from headcount.lab.figures import registry
-    from headcount.lab.figures.base import Estimate, estimate, make
+    from headcount.lab.figures.base import Estimate, make
 
+    if name == "list":
+        _list(as_json)
+        return
     chosen = registry.get(name)
-    folder = work or Path("headcount-runs") / f"{name}-{scale}"
-    processors = (os.cpu_count() or 1) if workers < 1 else workers
-    needed = Estimate(0.0, 0) if finished else estimate(chosen, scale, folder, processors)
-    if not finished:
-        more = f", and {needed.starts} starts to compute" if needed.starts else ""
-        minutes = f"{needed.seconds / 60:.1f} minutes on {processors} processors"
-        typer.echo(f"{chosen.title}: about {minutes}{more}", err=True)
+    if chosen.training is None:
+        ignored = {"--scale": scale is not None, "--workers": workers is not None, "--finished": finished}
+        ignored["--work"] = work is not None and chosen.source is None
+        _warn(name, [option for option, given in ignored.items() if given])
+    size: Scale = scale or "quick"
+    folder = work or (chosen.source.folder if chosen.source else Path("headcount-runs") / f"{name}-{size}")
+    at_once = -1 if workers is None else workers
+    needed = Estimate(0.0, 0) if chosen.training is None or finished else _estimate(chosen, size, folder, at_once)
     with progress_bars() as progress:
         made = make(
-            chosen, scale, folder, out or Path("results"), workers=workers, finished_only=finished, progress=progress
+            chosen, size, folder, out or Path("results"), workers=at_once, finished_only=finished, progress=progress
         )
     if as_json:
         emit_json(
             {
                 "figure": name,
-                "scale": scale,
+                "scale": size if chosen.training else None,
                 "estimated_seconds": needed.seconds,
                 "verdict": made.verdict,
                 "failed_runs": made.failed,
                 "missing_runs": made.missing,
                 "files": {suffix: str(path) for suffix, path in made.files.items()},
-                "rows": made.data,
+                "rows": made.rows,
             }
         )
         return
@@ -73,3 +84,46 @@ def figure(
     if made.failed:
         show(f"{made.failed} runs failed and are left out; the same command tries them again")
     show(f"written to {', '.join(str(path) for path in made.files.values())}")
+
+
+def _warn(name: str, options: list[str]) -> None:
+    """Say on stderr which options a figure without training has no use for."""
+    if options:
+        typer.echo(f"{name} trains nothing: {', '.join(options)} ignored", err=True)
+
+
+def _estimate(chosen: Figure[Any], scale: Scale, folder: Path, workers: int) -> Estimate:
+    """How long the runs will take, said on stderr."""
+    from headcount.lab.figures.base import estimate
+
+    assert chosen.training is not None
+    processors = (os.cpu_count() or 1) if workers < 1 else workers
+    needed = estimate(chosen.training, scale, folder, processors)
+    more = f", and {needed.starts} starts to compute" if needed.starts else ""
+    minutes = f"{needed.seconds / 60:.1f} minutes on {processors} processors"
+    typer.echo(f"{chosen.title}: about {minutes}{more}", err=True)
+    return needed
+
+
+def _list(as_json: bool) -> None:
+    """All figures: what each shows and what it is made of."""
+    from headcount.lab.figures import registry
+
+    rows = [_described(registry.get(name)) for name in registry.names()]
+    if as_json:
+        emit_json({"figures": rows})
+        return
+    table = named_table("figure", "shows", "needs")
+    for row in rows:
+        table.add_row(row["name"], row["title"], row["needs"])
+    show(table)
+
+
+def _described(figure: Figure[Any]) -> dict[str, Any]:
+    needs = "nothing"
+    if figure.training is not None:
+        counts = [len(figure.training.plan(scale)) for scale in ("quick", "full")]
+        needs = f"training: {counts[0]} runs, at --scale full {counts[1]}"
+    elif figure.source is not None:
+        needs = f"--work FOLDER, which {figure.source.command} --out FOLDER writes"
+    return {"name": figure.name, "title": figure.title, "needs": needs, "file": figure.file or figure.name}

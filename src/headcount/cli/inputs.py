@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headcount import tasks
 from headcount.core.errors import HeadcountError
+from headcount.core.options import Option
+from headcount.core.payload import JsonObject
 
 Inputs = dict[str, NDArray[Any]]
 
 
-def read_inputs(source: str) -> tuple[Inputs, dict[str, Any]]:
+def read_inputs(source: str) -> tuple[Inputs, JsonObject]:
     """The arrays of a file (or - for standard input), and the sizes that it records.
 
     In JSON Lines and in a text each line is a sequence, so a file of several lines gives arrays with one more
@@ -49,18 +53,24 @@ def read_inputs(source: str) -> tuple[Inputs, dict[str, Any]]:
     return _stacked(source, [(number, {"x": row}) for number, row in enumerate(rows, start=1) if row]), {}
 
 
-def sizes_of(inputs: Inputs) -> dict[str, int]:
+def sizes_of(inputs: Inputs, sizes: Iterable[Option]) -> dict[str, int]:
     """The sizes of a task that its inputs show, as far as their number of axes is right."""
-    if "x" in inputs:
-        return {"tokens": inputs["x"].shape[-1]} if inputs["x"].ndim else {}
-    if inputs["z"].ndim < 2 or ("y" in inputs and inputs["y"].ndim < 1):
+    shown: dict[str, int] = {}
+    short = set()
+    for size in sizes:
+        for name, axis in size.axes:
+            if name not in inputs:
+                continue
+            if inputs[name].ndim >= -axis:
+                shown[size.name] = inputs[name].shape[axis]
+            elif name != "x":  # the task itself says what it takes
+                short.add(name)
+    if short:
         raise HeadcountError("z or y has too few axes", fix="give z as rows of vectors, y as sets of tokens")
-    tokens, dim = inputs["z"].shape[-2:]
-    sets = {"sparsity": inputs["y"].shape[-1]} if "y" in inputs else {}
-    return {"tokens": tokens, "dim": dim, **sets}
+    return shown
 
 
-def _from_json(source: str, text: str) -> tuple[Inputs, dict[str, Any]]:
+def _from_json(source: str, text: str) -> tuple[Inputs, JsonObject]:
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -74,13 +84,14 @@ def _from_json(source: str, text: str) -> tuple[Inputs, dict[str, Any]]:
     if not isinstance(sizes, dict) or not isinstance(arrays, dict) or not arrays:
         raise HeadcountError(f"{source} holds no inputs", fix="give a list, or an object with x, or z and y")
     # What the inputs show is read off them, so that a shortened file is still right.
-    kept = {key: item for key, item in sizes.items() if key not in ("tokens", "dim", "sparsity")}
+    shown = {size.name for size in tasks.declared_sizes() if size.axes}
+    kept = {key: item for key, item in sizes.items() if key not in shown}
     return {key: _array(source, item) for key, item in arrays.items()}, kept
 
 
 def _from_lines(source: str, text: str) -> Inputs:
     """JSON Lines: on each line the symbols of a sequence as a list, or an object with its arrays."""
-    sequences: list[tuple[int, dict[str, Any]]] = []
+    sequences: list[tuple[int, JsonObject]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -100,7 +111,7 @@ def _from_lines(source: str, text: str) -> Inputs:
     return _stacked(source, sequences)
 
 
-def _stacked(source: str, sequences: list[tuple[int, dict[str, Any]]]) -> Inputs:
+def _stacked(source: str, sequences: list[tuple[int, JsonObject]]) -> Inputs:
     """The arrays of several sequences, with their line numbers; a single one gets no first axis."""
     first_line, first = sequences[0]
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in first}

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from headcount.cli.common import Json, Out, Overwrite, Seed, emit_json, progress_bars, show
-from headcount.cli.task import Dim, Distinct, Hops, Modulus, Order, Sparsity, Symbols, Tokens, Window
+from headcount.cli.options import command
+from headcount.cli.task import all_sizes
+from headcount.core.payload import JsonObject
 
 if TYPE_CHECKING:
+    from headcount.core.options import Option
     from headcount.lab.train.loop import Trained
 
 HIGHER = ("third-order", "strassen")
@@ -19,7 +22,19 @@ HIGHER = ("third-order", "strassen")
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("learn")(learn)
+    command(
+        app,
+        "learn",
+        {"model": all_sizes, "parameters": _model_options},
+        renamed={"--parameters": "--params"},
+    )(learn)
+
+
+def _model_options() -> tuple[Option, ...]:
+    """The options that any model declares."""
+    from headcount.lab import models
+
+    return models.declared_options()
 
 
 def learn(
@@ -31,31 +46,7 @@ def learn(
             help="attention, third-order, strassen, lstm, gru, rnn, ssm, mlp (flattened), mlp-tokenwise (control).",
         ),
     ] = "attention",
-    tokens: Tokens = None,
-    sparsity: Sparsity = None,
-    dim: Dim = None,
-    modulus: Modulus = None,
-    order: Order = None,
-    window: Window = None,
-    symbols: Symbols = None,
-    hops: Hops = None,
-    distinct: Distinct = None,
-    parameters: Annotated[int, typer.Option("--parameters", help="Scale the model to this many, within 5%.")] = 12_000,
-    width: Annotated[int | None, typer.Option("--width", help="A width instead of --parameters.")] = None,
-    inner: Annotated[int | None, typer.Option("--inner", help="The second size, see the model's config.")] = None,
-    depth: Annotated[int | None, typer.Option("--depth", help="Layers.")] = None,
-    heads: Annotated[int | None, typer.Option("--heads", help="Attention heads.")] = None,
-    residual: Annotated[bool | None, typer.Option("--residual/--no-residual", help="Around attention and MLP.")] = None,
-    mlp: Annotated[bool | None, typer.Option("--mlp/--no-mlp", help="An MLP after attention.")] = None,
-    norm: Annotated[bool | None, typer.Option("--norm/--no-norm", help="Layer norms.")] = None,
-    blank: Annotated[bool | None, typer.Option("--blank/--no-blank", help="A learned token in front.")] = None,
-    gain: Annotated[float | None, typer.Option("--gain", help="Factor on the initial logits.")] = None,
-    causal: Annotated[bool | None, typer.Option("--causal/--not-causal", help="Read from one side only.")] = None,
-    embedding: Annotated[
-        Literal["frozen", "learned"] | None,
-        typer.Option("--embedding", help="Residues by Fourier features, or by a learned table."),
-    ] = None,
-    frequencies: Annotated[int | None, typer.Option("--frequencies", help="Fourier features of a residue.")] = None,
+    parameters: Annotated[int, typer.Option("--params", help="Scale the model to this many, within 5%.")] = 12_000,
     kind: Annotated[
         Literal["uniform", "balanced", "adversarial"] | None, typer.Option("--kind", help="Training sequences.")
     ] = None,
@@ -76,6 +67,7 @@ def learn(
     overwrite: Overwrite = False,
     seed: Seed = 0,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Train one model on one task and say how well it does on fresh, balanced, adversarial and longer sequences.
 
@@ -83,30 +75,33 @@ def learn(
     drawn there too. On matching tasks pairwise attention with as many parameters is trained beside other
     attention.
     """
-    given = {name: value for name, value in locals().items() if name not in ("out", "overwrite", "as_json")}
+    fields = {name: value for name, value in locals().items() if name not in ("out", "overwrite", "as_json", "options")}
+    from headcount.core.extras import require
+    from headcount.lab.figures import curve
     from headcount.lab.specs.run import RunSpec
     from headcount.lab.train.loop import train
 
-    spec = RunSpec.checked({name: value for name, value in given.items() if value is not None}).check()
+    fields = {name: value for name, value in (fields | options).items() if value is not None}
+    spec = RunSpec.checked(fields).check()
+    if out is not None:
+        require("matplotlib")
     with progress_bars() as progress:
         found = train(spec, out, progress=progress, overwrite=overwrite)
         beside = None
         if model in HIGHER:
             other = spec.model_copy(update={"model": "attention"})
             beside = train(
-                RunSpec.checked(other.inputs()), out and out / "attention", progress=progress, overwrite=overwrite
+                RunSpec.checked(other.inputs()), out and out / curve.BESIDE, progress=progress, overwrite=overwrite
             )
     if out is not None:
-        from headcount.lab.figures.curve import draw
-
-        draw([found, *([beside] if beside else [])], out)
+        curve.FIGURE.write(curve.learned([found, *([beside] if beside else [])]), out)
     if as_json:
         emit_json(_answer(found) | ({"beside": _answer(beside)} if beside else {}))
         return
     _tables([found, *([beside] if beside else [])], out)
 
 
-def _answer(found: Trained) -> dict[str, Any]:
+def _answer(found: Trained) -> JsonObject:
     total = sum(found.seconds.values())
     shares = {name: value / total for name, value in found.seconds.items()}
     return found.summary() | {"seconds": total, "shares_of_time": shares}
@@ -117,19 +112,24 @@ def _tables(runs: list[Trained], out: Path | None) -> None:
 
     first = runs[0]
     table = Table(
-        "model", "parameters", "steps", "seconds", *first.scores, title=f"{first.spec.task}: {first.spec.score_name}"
+        "model",
+        "parameters",
+        "steps",
+        "seconds",
+        *first.scores,
+        title=f"{first.spec.task_name}: {first.spec.score_name}",
     )
     for run in runs:
         cells = [_cell(entry, run.spec.score_name) for entry in run.scores.values()]
         answer = _answer(run)
         table.add_row(
-            run.spec.model, f"{answer['parameters']:,}", f"{answer['steps']:,}", f"{answer['seconds']:.1f}", *cells
+            run.spec.model_name, f"{answer['parameters']:,}", f"{answer['steps']:,}", f"{answer['seconds']:.1f}", *cells
         )
     show(table)
     for run in runs:
         scores = [value for _, value in run.curve.scores]
         ends = f"{scores[0]:.4g} to {scores[-1]:.4g} over {len(run.curve.losses):,} steps"
-        show(f"{run.spec.model:>14} {sparkline(scores)} {ends}")
+        show(f"{run.spec.model_name:>14} {sparkline(scores)} {ends}")
     majority = first.scores["uniform"].get("majority_accuracy")
     if majority is not None:
         show(f"Always the most frequent answer: plain accuracy {majority:.3f}, balanced accuracy 1/classes.")

@@ -9,6 +9,7 @@ import typer
 
 from headcount.cli import scratch as scratch_options
 from headcount.cli.common import Json, Out, Overwrite, Seed, emit_json, offered, progress_bars, show
+from headcount.core.forms import DEFAULT_FORM, forms_help, trimmed_names
 
 Source = Annotated[str, typer.Argument(help="A folder, a hub name (owner/name), a .gguf file, or 'demo'.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ... or auto.")]
@@ -36,8 +37,8 @@ Form = Annotated[
         "--form",
         parser=str,
         metavar="FORM",
-        autocompletion=offered("fast", "small"),
-        help="fast (keys never rebuilt) or small (better, slower).",
+        autocompletion=offered(*trimmed_names()),
+        help=forms_help(),
     ),
 ]
 Allocator = Annotated[
@@ -114,8 +115,8 @@ def audit(
 ) -> None:
     """Measure what a model's attention uses, per layer, side and head."""
     from headcount.cli.saturation import check_options, run_saturation, run_selection
-    from headcount.pipeline import audit_model
     from headcount.trimming.audit.record import summary_json
+    from headcount.trimming.audit.run import audit as measure
 
     lengths = check_options(saturation, contexts, selection, context, figure)
     model = opened(source, dtype, device, allow_pickle, trust_remote_code)
@@ -128,10 +129,10 @@ def audit(
             run_selection(model, context or 256, *shared)
         return
     with progress_bars() as progress:
-        found = audit_model(
+        found = measure(
             model,
+            36_864 if tokens is None else tokens,
             metric=metric,
-            tokens=36_864 if tokens is None else tokens,
             context=512 if context is None else context,
             texts=text or (),
             out=out or default_out(source, f"audit-{metric}"),
@@ -152,7 +153,7 @@ def plan(
     context: typer.Context,
     folder: Annotated[Path | None, typer.Argument(help="The folder of an audit; none with --scratch.")] = None,
     cache: Annotated[float, typer.Option("--cache", help="Share of the dense cache to keep, in (0, 1].")] = 0.5,
-    form: Form = "fast",
+    form: Form = DEFAULT_FORM,
     allocator: Allocator = "greedy",
     multiple: Annotated[int, typer.Option("--multiple", help="Ranks are multiples of this.")] = 4,
     scratch: scratch_options.Scratch = None,
@@ -232,30 +233,30 @@ def trim(
     Other programs with model code of their own (vLLM, llama.cpp) do not load it.
     """
     from headcount.trimming.plan.make import Plan
-    from headcount.trimming.trim.run import trim_to_folder
+    from headcount.trimming.trim.record import TrimRecord
+    from headcount.trimming.trim.run import trim as run
 
     made = Plan.open(folder, audit)
     model = opened(source, dtype, device, allow_pickle, trust_remote_code)
     place = out or folder.parent / f"{folder.name.replace('plan', 'model', 1)}"
     with progress_bars() as progress:
-        _, record = trim_to_folder(
-            model.model,
-            model.tokenizer,
+        run(
+            model,
             made,
-            place,
             repair_output=repair,
             ridge=ridge,
             matmul_dtype=matmul_dtype,
+            out=place,
             overwrite=overwrite,
-            source=model.source,
             progress=progress,
         )
+    record = TrimRecord.open(place)
     if as_json:
-        emit_json(record | {"folder": str(place)})
+        emit_json(record.model_dump() | {"folder": str(place)})
         return
-    ratio, params = record["cache_ratio"], record["attention_parameters"] / record["attention_parameters_dense"]
+    ratio, params = record.cache_ratio, record.attention_parameters / record.attention_parameters_dense
     show(f"{place}: cache {ratio:.3f} of the dense model's, attention parameters {params:.3f} of them.")
-    show(*record.get("notes", ()))
+    show(*record.notes)
 
 
 def register(app: typer.Typer) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headcount.cli.common import Json, Out, Overwrite, Seed, emit_json, show
+from headcount.cli.options import declared
+from headcount.tasks.sizes import DIM, HEADS, MODULUS, PRECISION_BITS, SPARSITY, TOKENS, VALUE_WIDTH
 
 if TYPE_CHECKING:
     from headcount.refutation.witness import Witness
@@ -24,17 +26,16 @@ def refute(
     model: Annotated[str | None, typer.Argument(help="mlp, rnn, or attention (a p-bit layer).")] = None,
     replay: Annotated[Path | None, typer.Option("--replay", help="Run a saved witness again.")] = None,
     task: Annotated[str, typer.Option("--task", help="qsa, or match3 for attention.")] = "qsa",
-    tokens: Annotated[int, typer.Option("--tokens", help="N.")] = 64,
-    sparsity: Annotated[int, typer.Option("--sparsity", help="q.")] = 1,
-    dim: Annotated[int, typer.Option("--dim", help="d'.")] = 8,
-    modulus: Annotated[int | None, typer.Option("--modulus", help="M; by default N + 1.")] = None,
+    tokens: Annotated[int, declared(TOKENS)] = 64,
+    sparsity: Annotated[int, declared(SPARSITY)] = 1,
+    dim: Annotated[int, declared(DIM)] = 8,
+    modulus: Annotated[int | None, declared(MODULUS, "By default N + 1.")] = None,
     width: Annotated[
         int | None,
         typer.Option("--width", help="Units of the mlp's layers, or of the rnn; m of attention (embedding width)."),
     ] = None,
     value_width: Annotated[
-        int | None,
-        typer.Option("--value-width", help="d_v of attention on match3, the size bounded there; by default --width."),
+        int | None, declared(VALUE_WIDTH, "Of attention on match3, the size bounded there; by default --width.")
     ] = None,
     rank: Annotated[
         int | None,
@@ -46,11 +47,8 @@ def refute(
         Path | None, typer.Option("--weights", help="An mlp of your own: safetensors of an nn.Sequential.")
     ] = None,
     cell: Annotated[str, typer.Option("--cell", help="Of the rnn: rnn or gru.")] = "rnn",
-    precision_bits: Annotated[
-        int,
-        typer.Option("--precision-bits", help="p: bits of a number of attention, of a state entry of the rnn."),
-    ] = 8,
-    heads: Annotated[int, typer.Option("--heads", help="H.")] = 1,
+    precision_bits: Annotated[int, declared(PRECISION_BITS, "Of attention, or of a state entry of the rnn.")] = 8,
+    heads: Annotated[int, declared(HEADS)] = 1,
     limit: Annotated[int | None, typer.Option("--limit", help="Candidates that the search keeps or tries.")] = None,
     out: Out = None,
     overwrite: Overwrite = False,

@@ -12,6 +12,7 @@ import typer
 from headcount.cli.common import Json, Out, Overwrite, Seed, emit_json, progress_bars, show
 from headcount.cli.model import RUNS, Allocator, Device, Dtype, Form, Metric, Pickle, Trust, default_out, opened
 from headcount.core.errors import HeadcountError
+from headcount.core.forms import DEFAULT_FORM
 
 
 def evaluate(
@@ -100,7 +101,7 @@ def report(
 def demo(
     model: Annotated[str, typer.Option("--model", help="A folder, a hub name, a .gguf file, or 'demo'.")] = "demo",
     cache: Annotated[float, typer.Option("--cache", help="Share of the dense cache to keep, in (0, 1].")] = 0.5,
-    form: Form = "fast",
+    form: Form = DEFAULT_FORM,
     allocator: Allocator = "greedy",
     metric: Metric = "fisher",
     repair: Annotated[bool, typer.Option("--repair/--no-repair", help="Refit the output matrices.")] = True,

@@ -49,12 +49,14 @@ def run_saturation(
     figure: Path | None,
 ) -> None:
     """``headcount audit --saturation``: measured where its folder is not finished; drawn in any case."""
-    from headcount.core.drawing import write_figure
+    from headcount.core.extras import require
+    from headcount.lab.figures.saturation import FIGURE
     from headcount.probes.saturation.record import summary_json
     from headcount.probes.saturation.run import saturation
     from headcount.probes.windows import measured_windows
-    from headcount.report.terminal.saturation import draw, figure_rows, saturation_tables
+    from headcount.report.terminal.saturation import saturation_tables
 
+    require("matplotlib")
     each = TOKENS if tokens is None else tokens
     windows = {context: measured_windows(model, context, each, texts, seed) for context in contexts}
     with progress_bars() as progress:
@@ -67,9 +69,8 @@ def run_saturation(
             overwrite=overwrite,
             progress=progress,
         )
-    rows = figure_rows(found)
     places = [found.folder, *([figure] if figure is not None else [])]
-    files = [write_figure(draw(found), rows, place, "saturation") for place in places][-1]
+    files = [FIGURE.write(found, place) for place in places][-1]
     if as_json:
         emit_json(summary_json(found) | {"files": {suffix: str(path) for suffix, path in files.items()}})
         return

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from headcount.cli.common import Json, Out, Overwrite, emit_json, progress_bars, show
+from headcount.core.payload import JsonObject
 
 if TYPE_CHECKING:
     from headcount.lab.sweep.runner import Row
@@ -81,7 +82,7 @@ def status(folder: Annotated[Path, typer.Argument(help="The folder of a sweep.")
     show(f"{found['runs']} runs: {found['done']} done, {found['failed']} failed, {found['missing']} missing")
 
 
-def _flats(rows: list[Row]) -> list[dict[str, Any]]:
+def _flats(rows: list[Row]) -> list[JsonObject]:
     from headcount.lab.sweep.runner import flat
 
     return [flat(row) for row in rows]

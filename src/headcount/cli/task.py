@@ -9,22 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from headcount.cli.common import Json, Seed, emit_json, named_table, show
+from headcount.cli.options import command
 from headcount.core.errors import HeadcountError
 
 if TYPE_CHECKING:
-    from headcount.tasks import Batch, Task
+    from headcount.core.options import Option
+    from headcount.tasks import Batch
 
 Name = Annotated[str, typer.Argument(help="A name of `task list`.")]
-Tokens = Annotated[int | None, typer.Option("--tokens", help="N: tokens of a sequence.")]
-Sparsity = Annotated[int | None, typer.Option("--sparsity", help="q: tokens that are averaged.")]
-Dim = Annotated[int | None, typer.Option("--dim", help="d': dimension of the averaged vectors.")]
-Modulus = Annotated[int | None, typer.Option("--modulus", help="M: residues are taken mod M.")]
-Order = Annotated[int | None, typer.Option("--order", help="s: how many residues are summed.")]
-Window = Annotated[int | None, typer.Option("--window", help="K: how far the other tokens may be.")]
-Symbols = Annotated[int | None, typer.Option("--symbols", help="Number of input symbols.")]
-Hops = Annotated[int | None, typer.Option("--hops", help="k: how often an induction head is followed.")]
-Distinct = Annotated[bool | None, typer.Option("--distinct/--repeats", help="Whether indices of a tuple must differ.")]
-Nonlinear = Annotated[bool | None, typer.Option("--nonlinear/--linear", help="ngram: tanh of the sum, or the sum.")]
 Kind = Annotated[Literal["uniform", "balanced", "adversarial"], typer.Option("--kind", help="How sequences are drawn.")]
 
 task = typer.Typer(no_args_is_help=True, help="Synthetic tasks with exact answers.")
@@ -52,41 +44,33 @@ def list_tasks(as_json: Json = False) -> None:
     show(table)
 
 
-@task.command("sample")
+def all_sizes() -> tuple[Option, ...]:
+    """The sizes that any task declares."""
+    from headcount import tasks
+
+    return tasks.declared_sizes()
+
+
+def _hidden_sizes() -> list[Option]:
+    """Those that inputs do not show."""
+    return [size for size in all_sizes() if not size.axes]
+
+
+@command(task, "sample", {"name": all_sizes}, renamed={"--save": "--out"})
 def sample(
     name: Name,
-    tokens: Tokens = None,
-    sparsity: Sparsity = None,
-    dim: Dim = None,
-    modulus: Modulus = None,
-    order: Order = None,
-    window: Window = None,
-    symbols: Symbols = None,
-    hops: Hops = None,
-    distinct: Distinct = None,
-    nonlinear: Nonlinear = None,
     count: Annotated[int, typer.Option("--count", help="How many sequences.")] = 1,
     kind: Kind = "uniform",
     seed: Seed = 0,
-    save: Annotated[Path | None, typer.Option("--save", help="Write the sequences to this file.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the sequences to this file.")] = None,
     as_json: Json = False,
+    **sizes: Any,
 ) -> None:
     """Draw sequences with their exact answers; the saved file is what `task solve --input` reads."""
+    from headcount import tasks
     from headcount.core import store
 
-    chosen = _task(
-        name,
-        tokens=tokens,
-        sparsity=sparsity,
-        dim=dim,
-        modulus=modulus,
-        order=order,
-        window=window,
-        symbols=symbols,
-        hops=hops,
-        distinct=distinct,
-        nonlinear=nonlinear,
-    )
+    chosen = tasks.get(name, **sizes)
     batch = chosen.sample(seed, count, kind)
     answer = {
         "task": name,
@@ -97,56 +81,42 @@ def sample(
         "inputs": {key: array.tolist() for key, array in batch.inputs.items()},
         "targets": batch.targets.tolist(),
     }
-    if save is not None:
-        store.write_text(save, json.dumps(answer) + "\n")
+    if out is not None:
+        store.write_text(out, json.dumps(answer) + "\n")
     if as_json:
         emit_json(answer)
         return
-    sizes = ", ".join(f"{key} {value}" for key, value in chosen.parameters().items())
+    shown = ", ".join(f"{key} {value}" for key, value in chosen.parameters().items())
     share = f"{answer['positive_share']:.1%}"
-    show(f"{name} ({sizes}), {kind}, {count} sequences; {share} of the tokens positive")
+    show(f"{name} ({shown}), {kind}, {count} sequences; {share} of the tokens positive")
     _show_first(batch)
-    if save is not None:
-        show(f"written to {save}")
+    if out is not None:
+        show(f"written to {out}")
 
 
-@task.command("solve")
+@command(task, "solve", {"source": _hidden_sizes})
 def solve(
     name: Name,
     source: Annotated[
         str, typer.Option("--input", help="JSON, JSON Lines, .npy or a text of integers; - reads standard input.")
     ],
-    modulus: Modulus = None,
-    order: Order = None,
-    window: Window = None,
-    symbols: Symbols = None,
-    hops: Hops = None,
-    distinct: Distinct = None,
-    nonlinear: Nonlinear = None,
     as_json: Json = False,
+    **given: Any,
 ) -> None:
     """The exact answers for given inputs. Their length, sparsity and dimension are read off them.
 
     Symbols: a list of integers (one sequence) or of such lists. JSON Lines and text: each line is a sequence.
-    qSA: a JSON object with z and y, or one on each line. The file of `task sample --save` brings its sizes along.
+    qSA: a JSON object with z and y, or one on each line. The file of `task sample --out` brings its sizes along.
     """
     from headcount import tasks
     from headcount.cli.inputs import read_inputs, sizes_of
+    from headcount.core.options import options_of
 
     inputs, sizes = read_inputs(source)
     tasks.task_class(name).check_names(inputs)
-    given = {
-        "modulus": modulus,
-        "order": order,
-        "window": window,
-        "symbols": symbols,
-        "hops": hops,
-        "distinct": distinct,
-        "nonlinear": nonlinear,
-    }
-    sizes |= {key: value for key, value in given.items() if value is not None}
-    sizes |= sizes_of(inputs)
-    chosen = _task(name, **sizes)
+    sizes |= given
+    sizes |= sizes_of(inputs, options_of(tasks.task_class(name)))
+    chosen = tasks.get(name, **{key: value for key, value in sizes.items() if value is not None})
     if chosen.parameters().get("modulus", 1) != sizes.get("modulus", 1):
         raise HeadcountError(f"{name} needs the modulus of the residues", fix="give --modulus")
     batch = chosen.batch(**inputs)
@@ -159,12 +129,6 @@ def solve(
     positive = chosen.positive(batch.targets)
     show(f"{name}: {len(batch)} sequences of {chosen.tokens} tokens; {positive.mean():.1%} positive")
     _show_first(batch)
-
-
-def _task(name: str, **sizes: Any) -> Task:
-    from headcount import tasks
-
-    return tasks.get(name, **{key: value for key, value in sizes.items() if value is not None})
 
 
 def _show_first(batch: Batch) -> None:

@@ -4,9 +4,12 @@
 precision=)`` runs any torch module in simulated p-bit arithmetic.
 """
 
+from typing import TYPE_CHECKING
+
 from headcount.constructions.base import Construction, ConstructionModule
 from headcount.constructions.certificate import Certificate, Verification
 from headcount.constructions.registry import build, load, names, options
+from headcount.core.lazy import submodules
 from headcount.pbit.formats import get_format, wide_bits
 from headcount.pbit.simulate import run
 
@@ -23,3 +26,9 @@ __all__ = [
     "run",
     "wide_bits",
 ]
+
+if TYPE_CHECKING:
+    from headcount.constructions import matching as matching
+    from headcount.constructions import qsa as qsa
+else:
+    __getattr__, __dir__ = submodules(__name__)

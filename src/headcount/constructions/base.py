@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headcount.constructions.certificate import Certificate, Failure, Verification
 from headcount.core import store
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 from headcount.core.progress import Progress, silent
 from headcount.pbit.formats import wide_bits
 from headcount.pbit.simulate import Accumulate, run
@@ -33,11 +34,11 @@ class ConstructionModule(nn.Module):
     """
 
     input_names: ClassVar[tuple[str, ...]]
-    settings: dict[str, Any]
+    settings: JsonObject
 
     @classmethod
     @abstractmethod
-    def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> ConstructionModule:
+    def restore(cls, settings: JsonObject, tensors: dict[str, Tensor]) -> ConstructionModule:
         """The module with these settings and tensors."""
 
     def wide_outputs(self, *arguments: Tensor, bits: int) -> NDArray[np.float64]:
@@ -135,7 +136,7 @@ class _Record(BaseModel):
 def read_saved(folder: Path) -> tuple[_Record, dict[str, Tensor]]:
     """The record and the tensors of a saved construction."""
     if not folder.is_dir():
-        raise HeadcountError(f"{folder} is no folder", fix="give the folder that --save wrote")
+        raise HeadcountError(f"{folder} is no folder", fix="give the folder that --out wrote")
     return store.read_json(folder / RECORD_FILE, _Record), store.read_tensors(folder / WEIGHTS_FILE)
 
 

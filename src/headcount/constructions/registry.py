@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,13 @@ from headcount.constructions.matching.local import LocalModule, build_match3_loc
 from headcount.constructions.qsa.certified import CertificateModule, build_qsa_certificate
 from headcount.constructions.qsa.polytope import PolytopeModule, build_qsa_polytope
 from headcount.core.errors import HeadcountError
+from headcount.core.names import Registry
+from headcount.core.payload import JsonObject
 
-_ALL: dict[str, tuple[Callable[..., Construction], type[ConstructionModule]]] = {
+Entry = tuple[Callable[..., Construction], type[ConstructionModule]]
+"""The function that builds a construction, and the class of its module."""
+
+_ALL: dict[str, Entry] = {
     "qsa-certificate": (build_qsa_certificate, CertificateModule),
     "qsa-polytope": (build_qsa_polytope, PolytopeModule),
     "match2": (build_match2, MatchModule),
@@ -25,16 +29,17 @@ _ALL: dict[str, tuple[Callable[..., Construction], type[ConstructionModule]]] = 
     "match3-bigram": (build_match3_bigram, BigramModule),
     "match3-local": (build_match3_local, LocalModule),
 }
+_CONSTRUCTIONS = Registry("construction", _ALL.items())
 
 
 def names() -> tuple[str, ...]:
     """The names that ``build`` takes."""
-    return tuple(_ALL)
+    return _CONSTRUCTIONS.names()
 
 
-def options(name: str) -> dict[str, Any]:
+def options(name: str) -> JsonObject:
     """What ``build(name, ...)`` takes beside the name, with the defaults."""
-    return {key: value.default for key, value in inspect.signature(_find(name)[0]).parameters.items()}
+    return {key: value.default for key, value in inspect.signature(_CONSTRUCTIONS.get(name)[0]).parameters.items()}
 
 
 def build(name: str, **given: Any) -> Construction:
@@ -46,7 +51,7 @@ def build(name: str, **given: Any) -> Construction:
     >>> build("match-s", tokens=16, modulus=101, order=3).certificate.embedding_dim
     4
     """
-    builder, _ = _find(name)
+    builder, _ = _CONSTRUCTIONS.get(name)
     known = options(name)
     for option in given:
         if option not in known:
@@ -58,19 +63,9 @@ def build(name: str, **given: Any) -> Construction:
 def load(folder: Path | str) -> Construction:
     """A construction that ``Construction.save`` wrote, with the very same weights."""
     record, tensors = read_saved(Path(folder))
-    _, module_class = _find(record.certificate.name)
+    _, module_class = _CONSTRUCTIONS.get(record.certificate.name)
     module = module_class.restore(dict(record.settings), tensors)
     missing = module.load_state_dict(tensors, strict=False)
     if missing.missing_keys or missing.unexpected_keys:
         raise HeadcountError(f"the weights in {folder} do not fit the record", fix="save it again")
     return Construction(tasks.get(record.task, **record.sizes), module, record.certificate)
-
-
-def _find(name: str) -> tuple[Callable[..., Construction], type[ConstructionModule]]:
-    if name not in _ALL:
-        close = difflib.get_close_matches(name, _ALL, n=1)
-        raise HeadcountError(
-            f"there is no construction {name!r}",
-            fix=f"did you mean {close[0]}?" if close else f"choose one of {', '.join(_ALL)}",
-        )
-    return _ALL[name]

@@ -1,4 +1,4 @@
-"""Writing a figure: SVG and PNG of the drawing, CSV of what is drawn."""
+"""Drawing a figure, and writing it: SVG and PNG of the drawing, CSV of what is drawn."""
 
 from __future__ import annotations
 
@@ -6,20 +6,33 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from headcount.core import store
+from headcount.core.extras import optional_imports
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    import matplotlib.figure
+
+Canvas: TypeAlias = "matplotlib.figure.Figure"
+"""A matplotlib figure; matplotlib is imported when one is made."""
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f7f7f"
 """Colours that colour-blind readers tell apart (Okabe and Ito)."""
 
 
-def write_figure(figure: Figure, rows: Sequence[Mapping[str, Any]], folder: Path, name: str) -> dict[str, Path]:
+def canvas(width: float, height: float) -> Canvas:
+    """An empty drawing of so many inches, whose parts are laid out without overlaps."""
+    with optional_imports():
+        from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def write_figure(figure: Canvas, rows: Sequence[Mapping[str, Any]], folder: Path, name: str) -> dict[str, Path]:
     """Write ``name``.svg, .png and .csv to ``folder``; the same rows give the same bytes."""
-    from matplotlib import rc_context
+    with optional_imports():
+        from matplotlib import rc_context
 
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in ("svg", "png", "csv")}
     with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):

@@ -3,24 +3,36 @@
 ``ModelSpec`` is the one currency between the stages: read off a pretrained model, planned, or built. Its
 counts are exact; tests hold them against the real tensors and the live cache object.
 
+How keys and values are cached is the layer's *form*; what depends on it is computed by ``headcount.core.forms``.
+
 Letters: h = ``hidden``, H = ``n_heads``, K = ``n_kv_heads``, d = ``qk_dim``, e = ``v_dim`` (per head),
 r_k = ``k_rank``, r_v = ``v_rank`` (joint latents over all KV heads of a layer).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
 
 from headcount.core.errors import HeadcountError
+from headcount.core.forms import DENSE_FORM, FORMS, alternatives, trimmed_names
 
-Form = Literal["dense", "fast", "small"]
-"""How keys and values are cached.
 
-``dense``: as the source model does. ``fast``: keys projected after the rotary embedding and never rebuilt.
-``small``: keys projected before it, rebuilt and rotated at every step. Values are a joint latent in both.
-"""
+def _one_of(value: Any, names: Collection[str]) -> Any:
+    """Check a name when a record is made, so that forms registered by then count; in the words of ``Literal``."""
+    if value not in names:
+        expected = alternatives([repr(name) for name in names])
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+    return value
+
+
+FormName = Annotated[str, BeforeValidator(lambda value: _one_of(value, tuple(FORMS)))]
+"""The name of a form, dense or trimmed."""
+TrimmedFormName = Annotated[str, BeforeValidator(lambda value: _one_of(value, trimmed_names()))]
+"""The name of a form that a plan can ask for."""
 
 
 class LayerSpec(BaseModel):
@@ -49,7 +61,7 @@ class LayerSpec(BaseModel):
     qk_norm: bool = False
     """Queries and keys are normalised per head (Qwen3, Gemma 3): two weight vectors of length d."""
     causal: bool = True
-    form: Form = "dense"
+    form: FormName = DENSE_FORM
     k_rank: int | None = None
     v_rank: int | None = None
 
@@ -64,9 +76,9 @@ class LayerSpec(BaseModel):
             raise ValueError(f"window must be at least 1, not {self.window}")
         if not 0 <= self.rotary_dim <= self.qk_dim:
             raise ValueError(f"rotary_dim {self.rotary_dim} is outside [0, qk_dim {self.qk_dim}]")
-        if self.form == "dense":
+        if not FORMS[self.form].trimmed:
             if self.k_rank is not None or self.v_rank is not None:
-                raise ValueError("a dense layer has no ranks")
+                raise ValueError(f"a {self.form} layer has no ranks")
         else:
             for name, rank, width in (
                 ("k_rank", self.k_rank, self.k_width),
@@ -89,79 +101,46 @@ class LayerSpec(BaseModel):
     @property
     def cache_numbers_per_token(self) -> int:
         """Numbers that the key-value cache holds for one token of this layer (0 without a causal cache)."""
-        if not self.causal:
-            return 0
-        if self.form == "dense":
-            return self.k_width + self.v_width
-        assert self.k_rank is not None and self.v_rank is not None
-        return self.k_rank + self.v_rank
+        return FORMS[self.form].cache_numbers_per_token(self) if self.causal else 0
+
+    @property
+    def rebuilt_numbers_per_token(self) -> int:
+        """Numbers computed anew at every decoding step for each cached token."""
+        return FORMS[self.form].rebuilt_numbers_per_token(self)
+
+    @property
+    def rebuilds_keys(self) -> bool:
+        """Whether all cached keys are rebuilt at every decoding step."""
+        return FORMS[self.form].rebuilds_keys
 
     @property
     def folds_keys(self) -> bool:
         """Whether the key latent is one product with the token: no rotation and no norm lies between."""
-        return self.form != "dense" and not self.qk_norm and (self.form == "small" or self.rotary_dim == 0)
+        return FORMS[self.form].folds_keys(self)
 
     @property
     def folds_values(self) -> bool:
-        """Whether the way back from the value latent is folded into the output matrix.
-
-        Folded, that matrix has H r_v h entries; apart, the two have K e r_v + H e h. Whichever is smaller.
-        """
-        if self.v_rank is None:
-            return False
-        apart = self.v_width * self.v_rank + self.n_heads * self.v_dim * self.hidden
-        return self.n_heads * self.v_rank * self.hidden <= apart
+        """Whether the up-projection of the value latent is folded into the output matrix."""
+        return FORMS[self.form].folds_values(self)
 
     @property
     def matrix_params(self) -> int:
         """Entries of the attention's matrices: what a token is multiplied with."""
-        queries = self.hidden * self.n_heads * self.qk_dim
-        if self.form == "dense":
-            return queries + self.hidden * (self.k_width + self.v_width) + self.n_heads * self.v_dim * self.hidden
-        assert self.k_rank is not None and self.v_rank is not None
-        folded = self.folds_keys
-        keys = self.hidden * self.k_rank if folded else (self.hidden + self.k_rank) * self.k_width
-        rebuild = self.k_width * self.k_rank
-        output = self.n_heads * (self.v_rank if self.folds_values else self.v_dim) * self.hidden
-        expand = 0 if self.folds_values else self.v_width * self.v_rank
-        return queries + keys + rebuild + self.hidden * self.v_rank + expand + output
+        return FORMS[self.form].matrix_params(self)
 
     @property
     def attention_params(self) -> int:
         """All attention parameters of the layer: matrices, biases, query and key norms."""
         norms = 2 * self.qk_dim if self.qk_norm else 0
-        if self.form == "dense":
-            biases = self.qkv_bias * (self.n_heads * self.qk_dim + self.k_width + self.v_width)
-            return self.matrix_params + norms + biases + self.o_bias * self.hidden
-        assert self.k_rank is not None and self.v_rank is not None
-        biases = self.qkv_bias * self.n_heads * self.qk_dim + self.hidden  # queries; the output always has one
-        if self.form == "small":
-            biases += self.k_width  # the mean key, rebuilt with the latent
-        if not self.folds_keys:
-            biases += self.qkv_bias * self.k_width
-        return self.matrix_params + norms + biases
+        return self.matrix_params + norms + FORMS[self.form].bias_params(self)
 
     def attention_flops_per_token(self, context: int) -> int:
         """Floating-point operations (a multiply-add is 2) of one decoding step over ``context`` tokens.
 
-        2 * matrix parameters for the projections, and for each visible token 2 H (d + e) for scores and
-        mixing (dense), 2 H (r_k + r_v) (fast), 2 H (d + r_v) + 2 r_k K d (small: keys are rebuilt).
+        Projections, and for each visible token scores, mixing and rebuilding; the formulas are the forms'.
         """
         seen = context if self.window is None else min(context, self.window)
-        if self.form == "dense":
-            per_seen = 2 * self.n_heads * (self.qk_dim + self.v_dim)
-            return 2 * self.matrix_params + seen * per_seen
-        assert self.k_rank is not None and self.v_rank is not None
-        rebuild = self.k_width * self.k_rank
-        # k_up (fast) and v_up are applied to every query head, though each pair of KV head and rank has one entry.
-        products = self.matrix_params - rebuild
-        if not self.folds_values:
-            products += (self.n_heads - self.n_kv_heads) * self.v_dim * self.v_rank
-        if self.form == "fast":
-            per_seen = 2 * self.n_heads * (self.k_rank + self.v_rank)
-            return 2 * (products + self.n_heads * self.qk_dim * self.k_rank) + seen * per_seen
-        per_seen = 2 * self.n_heads * (self.qk_dim + self.v_rank) + 2 * rebuild
-        return 2 * products + seen * per_seen
+        return FORMS[self.form].flops_per_token(self, seen)
 
 
 class ModelSpec(BaseModel):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pydantic
 
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 
 if TYPE_CHECKING:
     import torch
@@ -187,7 +188,7 @@ def _is_leftover(file: Path, name: str = "") -> bool:
     return re.fullmatch(rf"\.{re.escape(name) or '.+'}\.[a-z0-9_]{{8}}\.tmp", file.name) is not None
 
 
-def _read_marker(marker: Path) -> dict[str, Any] | None:
+def _read_marker(marker: Path) -> JsonObject | None:
     """What a run folder was made from; ``None`` where that is not told in our words."""
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -86,13 +86,34 @@ def bound_growth(position: str, power: float, lag: int) -> float | None:
     return None
 
 
-def decay_rows(table: Table, lags: Sequence[int], dim: int | None = None) -> list[dict[str, Any]]:
+class DecayRow(TypedDict):
+    """A lag with its fits (see ``Decay``), and two growths from it to the next lag, ``None`` where there is none."""
+
+    lag: int
+    power: float
+    power_misfit: float
+    rate: float
+    rate_misfit: float
+    heads: list[int]
+    growth: float | None
+    bound_growth: float | None
+
+
+class LagDecay(TypedDict):
+    """The fall of the gain by a ``factor`` a lag, the fit's misfit in the logarithm, and the lags that it used."""
+
+    factor: float
+    misfit: float
+    lags: list[int]
+
+
+def decay_rows(table: Table, lags: Sequence[int], dim: int | None = None) -> list[DecayRow]:
     """The fits of those lags that have one, with two growths from the lag to the next: of the excess over the floor at
     the largest number of heads that both fits used, and of the literature's bound at the fitted power. ``dim``: of
     rotary heads, whose search ends at ``rotary.ENOUGH``."""
     smallest = rotary.ENOUGH if table.dims else SMALLEST
     fits = {lag: decay(table.errors(lag, dim=dim), float(table.lower(lag, dim=dim)[-1]), smallest) for lag in lags}
-    rows = []
+    rows: list[DecayRow] = []
     for lag, own in fits.items():
         if own is None:
             continue
@@ -103,13 +124,22 @@ def decay_rows(table: Table, lags: Sequence[int], dim: int | None = None) -> lis
             first, second = (table.errors(at, dim=dim) - table.lower(at, dim=dim)[-1] for at in (lag, lag + 1))
             grown = float(second[common[-1] - 1] / first[common[-1] - 1])
         bound = bound_growth(table.position, own.power, lag)
-        rows.append({"lag": lag, **vars(own), "heads": list(own.heads), "growth": grown, "bound_growth": bound})
+        rows.append(
+            DecayRow(
+                lag=lag,
+                power=own.power,
+                power_misfit=own.power_misfit,
+                rate=own.rate,
+                rate_misfit=own.rate_misfit,
+                heads=list(own.heads),
+                growth=grown,
+                bound_growth=bound,
+            )
+        )
     return rows
 
 
-def lag_decay(
-    table: Table, lags: Sequence[int], smallest: float = 1e-7, dim: int | None = None
-) -> dict[str, Any] | None:
+def lag_decay(table: Table, lags: Sequence[int], smallest: float = 1e-7, dim: int | None = None) -> LagDecay | None:
     """How what any number of heads gains, 1 - E_pos, falls from lag to lag: the factor e^a of a fit e^(-a lag).
 
     Lags that gain all (an error of 0) or less than ``smallest`` are left out, and so are those before the gain falls

@@ -21,12 +21,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from headcount.core.errors import HeadcountError
 from headcount.lags.schemes import Linear, Scheme
 
-Array = np.ndarray
+Array = NDArray[np.float64]
 _RIDGE = 1e-13
 """Of the mean diagonal, added to the normal equations: nearly equal kernels make them singular in float64."""
 
@@ -142,7 +143,8 @@ def _solved(shared: Array, values: Array, aims: Array) -> Array:
     gram = np.einsum("gh,gik,hjk->gihj", shared, values, values, optimize=True).reshape(heads * dim, heads * dim)
     gram += np.eye(len(gram)) * (_RIDGE * np.trace(gram) / len(gram) + 1e-300)
     wanted = (values @ aims.transpose(0, 2, 1)).reshape(heads * dim, width)
-    return np.linalg.lstsq(gram, wanted, rcond=1e-14)[0].reshape(heads, dim, width)
+    outputs: Array = np.linalg.lstsq(gram, wanted, rcond=1e-14)[0].reshape(heads, dim, width)
+    return outputs
 
 
 def best_layer(

@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headcount.core.errors import HeadcountError
 
-Array = np.ndarray
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Linear(Scheme):
     def kernels(self, given: Array) -> Array:
         """See ``Scheme.kernels``."""
         powers = given ** np.arange(self.context)
-        return powers / powers.sum(axis=1, keepdims=True)
+        kernels: Array = powers / powers.sum(axis=1, keepdims=True)
+        return kernels
 
     def jacobian(self, given: Array) -> Array:
         """See ``Scheme.jacobian``."""
@@ -76,7 +78,8 @@ class Linear(Scheme):
         powers = given**lags
         slopes = lags * given ** np.maximum(lags - 1, 0)
         total = powers.sum(axis=1, keepdims=True)
-        return (slopes / total - powers * slopes.sum(axis=1, keepdims=True) / total**2)[:, :, None]
+        derivatives: Array = (slopes / total - powers * slopes.sum(axis=1, keepdims=True) / total**2)[:, :, None]
+        return derivatives
 
     def inside(self, given: Array) -> Array:
         """See ``Scheme.inside``."""
@@ -108,13 +111,14 @@ class Softmax(Scheme):
     @property
     def width(self) -> int:
         """See ``Scheme.width``."""
-        return self.features.shape[1]
+        return int(self.features.shape[1])
 
     def kernels(self, given: Array) -> Array:
         """See ``Scheme.kernels``."""
         logits = given @ self.features.T
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        kernels: Array = powers / powers.sum(axis=1, keepdims=True)
+        return kernels
 
     def jacobian(self, given: Array) -> Array:
         """See ``Scheme.jacobian``."""
@@ -163,7 +167,8 @@ class Rope(Softmax):
         return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
 
     def _norms(self, given: Array) -> Array:
-        return np.hypot(*np.split(given, 2, axis=1)).sum(axis=1, keepdims=True)
+        norms: Array = np.hypot(*np.split(given, 2, axis=1)).sum(axis=1, keepdims=True)
+        return norms
 
     def inside(self, given: Array) -> Array:
         """See ``Scheme.inside``."""
@@ -255,4 +260,5 @@ class Buckets(Learned):
     def features(self) -> Array:
         """See ``Softmax.features``."""
         found = self.bucket_of()
-        return (found[:, None] == np.arange(found.max() + 1)[None]).astype(float)
+        indicators: Array = (found[:, None] == np.arange(found.max() + 1)[None]).astype(float)
+        return indicators

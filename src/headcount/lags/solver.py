@@ -22,10 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 
-Array = np.ndarray
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Allocation:
     uniform: Uniform
     curve: tuple[Uniform, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """What ``headcount allocate --json`` prints of it."""
         return {
             "groups": [{"lag": own.lag, "heads": own.heads, "dim": own.dim} for own in self.groups],
@@ -73,7 +75,8 @@ def tails(spectrum: Sequence[float]) -> Array:
     [5.0, 3.0, 0.0]
     """
     squares = np.asarray(spectrum, dtype=np.float64) ** 2
-    return np.sqrt(np.append(np.cumsum(squares[::-1])[::-1], 0.0))
+    errors: Array = np.sqrt(np.append(np.cumsum(squares[::-1])[::-1], 0.0))
+    return errors
 
 
 def allocate(

@@ -10,6 +10,8 @@ import numpy as np
 
 from headcount.core.errors import HeadcountError
 from headcount.core.seeds import numpy_generator
+from headcount.core.store import read_json
+from headcount.trimming.audit.schema import RECORD, AuditRecord
 
 
 def random_spectra(lags: int, width: int, seed: int = 0) -> list[list[float]]:
@@ -43,24 +45,22 @@ def audit_spectrum(folder: Path, layer: int) -> list[float]:
     """What the values of an audited layer carry, as if every lag carried the same: the square roots of their joint
     energies (nats with the metric ``fisher``), scaled to Frobenius norm 1 as the random ones are.
 
-    Only ``audit.json`` is read, so that a table and an audit make an allocation at once.
+    Only ``audit.json`` is read, and torch is not imported, so that a table and an audit make an allocation at once.
 
     Raises:
-        HeadcountError: a folder without an audit, a layer that it does not have.
+        HeadcountError: a folder without an audit, an audit that does not fit the schema, a layer that it does not have.
     """
-    record = _json(folder / "audit.json", "name the folder of a finished headcount audit")
-    try:
-        layers = record["layers"]
-        if not 0 <= layer < len(layers):
-            raise HeadcountError(f"the audit has no layer {layer}", fix=f"use --layer 0 to {len(layers) - 1}")
-        energies = np.asarray(layers[layer]["sides"]["values"]["joint"], dtype=np.float64)
-        total = energies.sum()
-        if not (energies.ndim == 1 and energies.size and np.isfinite(total) and total > 0 and energies.min() >= 0):
-            raise ValueError
-    except (KeyError, TypeError, ValueError) as error:
-        raise HeadcountError(
-            f"{folder / 'audit.json'} has no value energies of layer {layer}", fix="run headcount audit again"
-        ) from error
+    path = folder / RECORD
+    if not path.is_file():
+        raise HeadcountError(f"{folder} holds no finished audit", fix="name the folder of a finished headcount audit")
+    layers = read_json(path, AuditRecord).layers
+    if not 0 <= layer < len(layers):
+        raise HeadcountError(f"the audit has no layer {layer}", fix=f"use --layer 0 to {len(layers) - 1}")
+    values = layers[layer].sides.get("values")
+    energies = np.asarray(values.joint if values else (), dtype=np.float64)
+    total = energies.sum()
+    if not (energies.size and np.isfinite(total) and total > 0 and energies.min() >= 0):
+        raise HeadcountError(f"{path} has no value energies of layer {layer}", fix="run headcount audit again")
     return [float(value) for value in np.sqrt(energies / total)]
 
 

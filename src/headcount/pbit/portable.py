@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headcount.core.payload import JsonObject
 from headcount.pbit.layer import PBitAttention, SetEmbedding, SymbolEmbedding
 from headcount.pbit.recurrent import QuantisedRNN
 
@@ -21,7 +22,7 @@ LAYERS: dict[str, type[nn.Module]] = {
 }
 """Layers without parameters, known by their names, with their default settings."""
 
-Parts = tuple[dict[str, Any], dict[str, Tensor]]
+Parts = tuple[JsonObject, dict[str, Tensor]]
 
 _EMBEDDINGS: dict[str, Any] = {"symbols": SymbolEmbedding, "sets": SetEmbedding}
 _MATRICES = ("query", "key", "value")

@@ -52,7 +52,7 @@ class QuantisedRNN(nn.Module):
         return self.cell.hidden_size * self.bits
 
     def _round(self, state: Tensor) -> Tensor:
-        steps = 2**self.bits - 1
+        steps: int = 2**self.bits - 1
         return ((state + 1) * (steps / 2)).round() * (2 / steps) - 1
 
     def initial_state(self, count: int) -> Tensor:

@@ -43,7 +43,7 @@ class _Rounding(TorchDispatchMode):
     """Rounds the result of every operation to one format."""
 
     def __init__(self, to: Format, accumulate: Accumulate) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self.to, self.accumulate = to, accumulate
         self.exact = 0
 

@@ -20,7 +20,8 @@ def denominator_bits(tokens: int, precision_bits: int) -> int:
     if 0 < tokens.bit_length() <= precision_bits:
         # n 2^p - n lies in [(n-1) 2^p, n 2^p): no need to write out 2^p, whatever p is.
         return precision_bits + (tokens - 1).bit_length()
-    return (tokens * (2**precision_bits - 1)).bit_length()
+    greatest: int = 2**precision_bits - 1
+    return (tokens * greatest).bit_length()
 
 
 def numerator_bits(tokens: int, precision_bits: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headcount.core.errors import HeadcountError
+from headcount.core.forms import trimmed_form
 from headcount.core.spec import LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ def read_spec(model: PreTrainedModel) -> ModelSpec:
                     **common,
                     qkv_bias=attention.q_proj.bias is not None,
                     o_bias=True,
-                    form=config.latent_form if family.rotary else "fast",
+                    form=trimmed_form(config.latent_form).in_layer(family.rotary).name,
                     k_rank=latents[index]["k_rank"],
                     v_rank=latents[index]["v_rank"],
                 )

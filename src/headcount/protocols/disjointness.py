@@ -37,7 +37,9 @@ class Instance:
         return {name: column[mine] for name, column in self.tokens.items()}
 
 
-def set_pairs(rng: np.random.Generator, elements: int, count: int) -> Iterator[tuple[NDArray, NDArray]]:
+def set_pairs(
+    rng: np.random.Generator, elements: int, count: int
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
     """Hard pairs of sets, as Boolean rows: alternately disjoint and meeting in exactly one element.
 
     An element is in the first set, in the second or in none, with equal chances; then one is put in both.

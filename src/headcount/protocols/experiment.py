@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 from headcount.core.progress import Progress, silent
 from headcount.core.seeds import numpy_generator
 from headcount.pbit.examples import (
@@ -60,7 +61,7 @@ class ProtocolResult:
         """Every output was the layer's own, and a layer that is meant to solve the task did."""
         return self.equal == self.instances and self.right in (None, self.instances)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """The fields of the JSON answer."""
         return {
             **vars(self),

@@ -74,7 +74,8 @@ def make_run(model: nn.Module, task: QSA, encode: Encode) -> Run:
                 f"the net gives outputs of shape {tuple(outputs.shape)}",
                 fix=f"let it give N d' = {task.tokens * task.dim} numbers a sequence",
             )
-        return outputs.reshape(-1, task.tokens, task.dim).double().cpu().numpy()
+        rows: NDArray[np.float64] = outputs.reshape(-1, task.tokens, task.dim).double().cpu().numpy()
+        return rows
 
     return run
 

@@ -82,7 +82,8 @@ def make_run(model: nn.Module, task: QSA) -> Run:
         z, y = (torch.from_numpy(np.ascontiguousarray(inputs[name])).to(like) for name in ("z", "y"))
         position = torch.arange(task.tokens).to(like)[None, :, None].expand(len(z), -1, 1)
         with evaluation(model):
-            return model(torch.cat([z, y, position], dim=-1)).double().cpu().numpy()
+            outputs: NDArray[np.float64] = model(torch.cat([z, y, position], dim=-1)).double().cpu().numpy()
+            return outputs
 
     return run
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from headcount import tasks
 from headcount.core.errors import CheckFailedError, HeadcountError
+from headcount.core.payload import JsonObject
 from headcount.core.store import read_tensors, write_tensors
 from headcount.pbit.portable import describe, rebuild
 from headcount.pbit.recurrent import RecurrentNet
@@ -45,7 +46,7 @@ class Record(BaseModel):
     token: int
     output_distance: float
     target_distance: float
-    model: dict[str, Any] | None
+    model: JsonObject | None
 
 
 class Replay(BaseModel):

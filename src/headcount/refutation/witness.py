@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from headcount.bounds.registry import get
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 from headcount.tasks import Task
 
 Inputs = Mapping[str, NDArray[Any]]
@@ -111,7 +112,7 @@ class Refutation:
         """Whether the model is proved unable to solve the task: by a witness, or by counting."""
         return self.verdict in ("witness", "counting")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """The fields of the JSON answer."""
         witness = self.witness
         return {

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 
 from headcount.core.errors import HeadcountError
+from headcount.core.forms import trimmed_form
 from headcount.probes.saturation.record import Saturation
 from headcount.probes.selection.run import Selection
 from headcount.report.measures import measures, notes, setting
@@ -25,9 +26,10 @@ from headcount.report.view import (
     TextView,
 )
 from headcount.report.words import clean, display_name, metric_name, without_paths
-from headcount.trimming.audit.record import Audit, AuditRecord
-from headcount.trimming.audit.record import TimingRecord as AuditTiming
+from headcount.trimming.audit.record import Audit
 from headcount.trimming.audit.record import notes as audit_notes
+from headcount.trimming.audit.schema import AuditRecord
+from headcount.trimming.audit.schema import TimingRecord as AuditTiming
 from headcount.trimming.evaluate.record import EvaluationRecord, Group, TimingRecord
 from headcount.trimming.evaluate.result import Evaluation, speeds
 from headcount.trimming.plan.make import Plan, PlanRecord
@@ -164,7 +166,7 @@ def plan_view(name: str, record: PlanRecord, rotary: bool, repaired: bool | None
         cache_ratio=record.cache_ratio,
         predicted_loss_increase=record.predicted_loss_increase,
         ranks=tuple((layer.k_rank, layer.v_rank) for layer in record.layers),
-        key_side="rotated_keys" if rotary and record.form == "fast" else "keys",
+        key_side=trimmed_form(record.form).key_side(rotary),
         pareto=tuple((point.cache_ratio, point.predicted_loss_increase) for point in record.pareto),
         repaired=repaired,
     )

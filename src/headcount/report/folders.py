@@ -42,9 +42,9 @@ class _Found:
 def from_folders(folders: Sequence[Path | str], *, made: MadeView | None = None) -> ReportView:
     """A report of run folders: of audits, plans and an evaluation in any order, or of a folder that holds them.
 
-    A plan belongs to the evaluated model that has its ranks, allocator and metric. An audit that is not given is that
-    of the plans. Saturation and selection audits that lie in a folder are shown where they are finished and of the
-    audit's model.
+    A plan belongs to the evaluated model that was trimmed with it, or, where a model was made before headcount recorded
+    its plan, that has the plan's ranks, allocator and metric. An audit that is not given is that of the plans.
+    Saturation and selection audits that lie in a folder are shown where they are finished and of the audit's model.
 
     Args:
         folders: as ``audit`` (by itself, with ``--saturation``, with ``--selection``), ``plan`` and ``evaluate`` wrote
@@ -132,4 +132,6 @@ def _is_made_by(model: ModelRecord, plan: Plan) -> bool:
     if model.spec != plan.spec:
         return False
     made = model.origin
+    if made is not None and made.plan is not None:
+        return made.plan == plan.record.digest
     return made is None or (made.allocator, made.metric) == (plan.record.allocator, plan.record.metric)

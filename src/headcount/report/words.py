@@ -6,10 +6,10 @@ Sentences say what was measured, against what, and in which unit; they do not ju
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath
 
+from headcount.core.labels import clean as clean
+from headcount.core.labels import display_name as display_name
 from headcount.report.view import AuditView, EvaluationView, ModelView, PlanView
 from headcount.trimming.evaluate.record import Group
 from headcount.trimming.evaluate.result import geometric_mean
@@ -125,35 +125,6 @@ def listed(parts: list[str]) -> str:
     'prose, code and self'
     """
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
-
-
-def clean(text: str) -> str:
-    """Text of unknown origin without what would steer a terminal, turn its direction, or not encode.
-
-    >>> clean("a\\x1b[31mb") == "a\ufffd[31mb"
-    True
-    """
-    return "".join(
-        "\ufffd" if ch not in "\n\t" and (unicodedata.category(ch) in ("Cc", "Cs") or ch in _BIDI) else ch
-        for ch in text
-    )
-
-
-_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-
-
-def display_name(name: str) -> str:
-    """A model's name without the place where it lies on one machine: absolute paths keep their last part.
-
-    >>> display_name("/home/me/out/half"), display_name("owner/model"), display_name("runs/half/")
-    ('half', 'owner/model', 'runs/half')
-    """
-    name = " ".join(clean(name).split())
-    stripped = name.rstrip("/\\") or name
-    absolute = PurePosixPath(stripped).is_absolute() or PureWindowsPath(stripped).is_absolute()
-    if absolute or stripped.startswith("~"):
-        return re.split(r"[/\\]", stripped)[-1] or stripped
-    return stripped
 
 
 def without_paths(argument: str) -> str:

@@ -20,8 +20,8 @@ from headcount.core.errors import HeadcountError
 from headcount.core.store import read_json
 from headcount.probes.saturation.record import RECORD as SATURATION
 from headcount.probes.saturation.record import SaturationRecord
-from headcount.trimming.audit.record import RECORD as AUDIT
-from headcount.trimming.audit.record import AuditRecord
+from headcount.trimming.audit.schema import RECORD as AUDIT
+from headcount.trimming.audit.schema import AuditRecord
 from headcount.trimming.plan.allocators import greedy, smallest_budget
 
 TOLERANCE = 0.05

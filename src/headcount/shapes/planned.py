@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 from headcount.core.spec import DTYPE_BYTES
 from headcount.core.store import open_run_folder, read_json, write_json
 from headcount.shapes.decoder import DecoderSpec
@@ -187,7 +188,7 @@ def _whole(name: str, number: float | None) -> int | None:
     return int(number)
 
 
-def summary_json(made: ScratchPlan) -> dict[str, Any]:
+def summary_json(made: ScratchPlan) -> JsonObject:
     """What ``headcount plan --scratch --json`` prints."""
     record = made.record.model_dump(mode="json")
     model = record.pop("model")

@@ -1,6 +1,7 @@
 """What every task is: a sampler of three kinds, an exact solver, a score.
 
-A task is a frozen dataclass whose fields are its sizes. ``sample`` draws a ``Batch`` (NumPy arrays, the first
+A task is a frozen dataclass whose fields are its sizes, each declared as an ``Option`` (``headcount.tasks.sizes``, or
+the task's own file). ``sample`` draws a ``Batch`` (NumPy arrays, the first
 axis counts sequences), ``solve`` gives the exact answer at every token, ``score`` compares outputs with it.
 Nothing here needs torch; ``headcount.tasks.dataset`` wraps a task for training.
 
@@ -20,7 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headcount.core.errors import HeadcountError
+from headcount.core.options import options_of
+from headcount.core.payload import JsonObject
 from headcount.core.seeds import numpy_generator
+from headcount.tasks.sizes import TOKENS
 
 Kind = Literal["uniform", "balanced", "adversarial"]
 """``uniform``: independent draws. ``balanced``: 40 to 60% of the tokens are positive. ``adversarial``: near
@@ -33,8 +37,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 NO_ANSWER = -100
 """The target of a token that is asked nothing, in tasks whose answer is a class; never scored. It is the default
 ``ignore_index`` of torch's losses, which therefore skip such tokens without being told."""
-SIZE_LIMIT = 2**58
-"""Sizes above this are refused: sums of a few of them must fit 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ class Score:
 class Task(ABC):
     """One task at one size.
 
-    A subclass fills in ``_uniform``, ``_balanced``, ``_adversarial`` (arrays from a generator), ``_check``
-    (refuse arrays that are no input) and ``_solve``.
+    A subclass declares its sizes and fills in ``_uniform``, ``_balanced``, ``_adversarial`` (arrays from a
+    generator), ``_check`` (refuse arrays that are no input) and ``_solve``. Integers outside the range that their
+    size declares raise ``HeadcountError``.
 
     >>> from headcount import tasks
     >>> match2 = tasks.get("match2", tokens=4, modulus=10)
@@ -93,10 +96,13 @@ class Task(ABC):
     input_names: ClassVar[tuple[str, ...]] = ("x",)
     """The arrays of a batch."""
 
-    tokens: int = 64
+    tokens: int = TOKENS.field(64)
 
     def __post_init__(self) -> None:
-        self._at_least("tokens", 1)
+        for option in options_of(type(self)):
+            value = getattr(self, option.name)
+            if option.kind is int and value is not None:
+                option.check(value)
 
     # -- what a caller uses ---------------------------------------------------------------------------
 
@@ -119,6 +125,17 @@ class Task(ABC):
     def solve(self, batch: Batch | Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """The exact answer at every token, (count, N) or (count, N, d')."""
         return self._solve(self.checked(batch.inputs if isinstance(batch, Batch) else batch))
+
+    def draw(self, **arrays: Any) -> str:
+        """One sequence and its exact answers, a row for each array and a column for each token.
+
+        Vectors are written as (a,b), sets as {i,j}, and ``.`` stands where nothing is asked.
+        """
+        batch = self.batch(**arrays)
+        rows = {**{name: batch.inputs[name][0] for name in self.input_names}, "target": batch.targets[0]}
+        cells = [[name, *(map(_cell, row) if len(row) == self.tokens else [_cell(row)])] for name, row in rows.items()]
+        widths = [max(len(row[k]) for row in cells if k < len(row)) for k in range(self.tokens + 1)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
 
     def checked(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The inputs in the task's own types and shapes; what is no input raises ``HeadcountError``."""
@@ -173,7 +190,7 @@ class Task(ABC):
         """Number of answers of a task that answers with a class; ``None`` elsewhere."""
         return None
 
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> JsonObject:
         """The sizes of this task, by name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
@@ -205,16 +222,6 @@ class Task(ABC):
 
     # -- checks that tasks share ----------------------------------------------------------------------
 
-    def _at_least(self, name: str, smallest: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
-            raise HeadcountError(
-                f"{name} must be an integer of at least {smallest}, not {value}",
-                fix=f"give --{name} {smallest} or more",
-            )
-        if value > SIZE_LIMIT:
-            raise HeadcountError(f"{name} {value} is above {SIZE_LIMIT}", fix=f"choose a smaller {name}")
-
     def _named(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """The arrays of ``input_names``, in that order."""
         self.check_names(inputs)
@@ -238,6 +245,14 @@ class Task(ABC):
                 fix=f"give integers from 0 to {limit - 1}",
             )
         return array.astype(np.int64, copy=False)
+
+
+def _cell(value: NDArray[Any]) -> str:
+    """One token of ``Task.draw``."""
+    numbers = ["." if number == NO_ANSWER else f"{number:.3g}" for number in np.atleast_1d(value)]
+    if value.ndim == 0 or (value.dtype.kind == "f" and len(numbers) == 1):
+        return numbers[0]
+    return f"({','.join(numbers)})" if value.dtype.kind == "f" else f"{{{','.join(numbers)}}}"
 
 
 def _score_classes(got: NDArray[Any], want: NDArray[Any]) -> Score:

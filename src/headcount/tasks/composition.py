@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from headcount.core.errors import HeadcountError
 from headcount.tasks.base import NO_ANSWER, Answer, Task
+from headcount.tasks.sizes import TOKENS
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,20 @@ class Composition(Task):
       is what counts as positive here.
     - adversarial: sequences 2k, 2k+1 differ in one entry of a table, that of f at a or that of g at f(a), and
       their answers differ.
+
+    >>> print(Composition(tokens=7).draw(x=[1, 2, 0, 2, 0, 1, 0]))  # f = 1 2 0, g = 2 0 1, a = 0: f(0) = 1, g(1) = 0
+    x       1  2  0  2  0  1  0
+    target  .  .  .  .  .  .  0
     """
 
     name: ClassVar[str] = "composition"
     answer: ClassVar[Answer] = "class"
     summary: ClassVar[str] = "g(f(a)) at the last token, from the tables of f and g and the argument a"
 
-    tokens: int = 65
+    tokens: int = TOKENS.field(65, least=3)
 
     def __post_init__(self) -> None:
-        self._at_least("tokens", 3)
+        super().__post_init__()
         if self.tokens % 2 == 0:
             raise HeadcountError(
                 f"tokens {self.tokens} is even, but two tables of n entries and an argument make 2n + 1",

@@ -48,6 +48,10 @@ class Parity(_Bits):
 
     - uniform: independent bits. - balanced: half of the sequences are odd.
     - adversarial: sequences 2k, 2k+1 differ in one bit.
+
+    >>> print(Parity(tokens=4).draw(x=[1, 0, 1, 1]))
+    x       1  0  1  1
+    target  1  1  1  1
     """
 
     name: ClassVar[str] = "parity"
@@ -67,7 +71,8 @@ class Parity(_Bits):
         return {"x": x[:count]}
 
     def _answer(self, ones: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return ones % 2 == 1
+        odd: NDArray[np.bool_] = ones % 2 == 1
+        return odd
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,10 @@ class Majority(_Bits):
 
     - uniform: independent bits. - balanced: half of the sequences have a majority, its size uniform.
     - adversarial: N // 2 ones or one more.
+
+    >>> print(Majority(tokens=4).draw(x=[1, 0, 1, 0]))
+    x       1  0  1  0
+    target  0  0  0  0
     """
 
     name: ClassVar[str] = "majority"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from headcount.core.errors import HeadcountError
 from headcount.tasks.base import NO_ANSWER, Answer, Task
+from headcount.tasks.sizes import HOPS, SYMBOLS
 
 
 @dataclass(frozen=True)
@@ -26,21 +27,23 @@ class Induction(Task):
     - adversarial: sequences 2k, 2k+1 differ in one token: the one that holds the last token's answer.
 
     Without ``symbols`` there are as many as tokens.
+
+    >>> print(Induction(tokens=6, symbols=4).draw(x=[3, 1, 2, 3, 1, 3]))
+    x       3  1  2  3  1  3
+    target  .  .  .  1  2  1
     """
 
     name: ClassVar[str] = "induction"
     answer: ClassVar[Answer] = "class"
     summary: ClassVar[str] = "what followed the token's last occurrence, followed hops times"
 
-    symbols: int | None = None
-    hops: int = 1
+    symbols: int | None = SYMBOLS.field(None)
+    hops: int = HOPS.field(1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.symbols is None:
             object.__setattr__(self, "symbols", max(2, self.tokens))
-        self._at_least("symbols", 2)
-        self._at_least("hops", 1)
 
     @property
     def vocabulary(self) -> int:

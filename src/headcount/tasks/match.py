@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headcount.core.errors import HeadcountError
+from headcount.core.options import SIZE_LIMIT
 from headcount.tasks.balance import balanced_sequence
-from headcount.tasks.base import SIZE_LIMIT, Answer, Task
+from headcount.tasks.base import Answer, Task
 from headcount.tasks.residues import ROWS_LIMIT, triples_to_zero, tuples_to_zero
+from headcount.tasks.sizes import DISTINCT, MODULUS, ORDER
 
 ORDER_LIMIT = 64
 """Most residues that a tuple sums; there is one convolution for each."""
@@ -36,13 +38,12 @@ class Matching(Task):
 
     answer: ClassVar[Answer] = "binary"
 
-    modulus: int | None = None
+    modulus: int | None = MODULUS.field(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.modulus is None:
             object.__setattr__(self, "modulus", max(self.arity + 1, self.natural_modulus))
-        self._at_least("modulus", 2)
 
     @property
     def residues(self) -> int:
@@ -115,19 +116,17 @@ class MatchS(Matching):
     """MatchS: 1 iff x_i + x_j2 + ... + x_js = 0 mod M for some j_2..j_s (Sanford et al. 2023 for s = 2, 3).
 
     The j's may repeat and may be i; with ``distinct`` they and i must all differ.
+
+    >>> print(MatchS(tokens=5, modulus=50, order=4).draw(x=[1, 2, 3, 44, 20]))  # 1 + 2 + 3 + 44 = 0 mod 50
+    x       1  2  3  44  20
+    target  1  1  1  1   0
     """
 
     name: ClassVar[str] = "match-s"
     summary: ClassVar[str] = "1 iff the token and order-1 others sum to 0 mod M"
 
-    order: int = 3
-    distinct: bool = False
-
-    def __post_init__(self) -> None:
-        self._at_least("order", 2)
-        if self.order > ORDER_LIMIT:
-            raise HeadcountError(f"order {self.order} is above {ORDER_LIMIT}", fix="choose a smaller order")
-        super().__post_init__()
+    order: int = ORDER.field(3, least=2, most=ORDER_LIMIT)
+    distinct: bool = DISTINCT.field(False)
 
     @property
     def arity(self) -> int:
@@ -149,12 +148,17 @@ class MatchS(Matching):
 
 @dataclass(frozen=True)
 class Match2(MatchS):
-    """Match2: 1 iff x_i + x_j = 0 mod M for some j (j = i allowed unless ``distinct``)."""
+    """Match2: 1 iff x_i + x_j = 0 mod M for some j (j = i allowed unless ``distinct``).
+
+    >>> print(Match2(tokens=4, modulus=10).draw(x=[1, 2, 9, 4]))  # 1 + 9 = 0 mod 10
+    x       1  2  9  4
+    target  1  0  1  0
+    """
 
     name: ClassVar[str] = "match2"
     summary: ClassVar[str] = "1 iff x_i + x_j = 0 mod M for some j"
 
-    order: int = 2
+    order: int = ORDER.field(2, least=2, most=ORDER_LIMIT)
 
     def __post_init__(self) -> None:
         _fixed_order(self, 2)
@@ -163,12 +167,17 @@ class Match2(MatchS):
 
 @dataclass(frozen=True)
 class Match3(MatchS):
-    """Match3: 1 iff x_i + x_j + x_k = 0 mod M for some j, k (repeats allowed unless ``distinct``)."""
+    """Match3: 1 iff x_i + x_j + x_k = 0 mod M for some j, k (repeats allowed unless ``distinct``).
+
+    >>> print(Match3(tokens=5, modulus=20).draw(x=[1, 2, 17, 11, 4]))  # 1 + 2 + 17 = 0 mod 20
+    x       1  2  17  11  4
+    target  1  1  1   0   0
+    """
 
     name: ClassVar[str] = "match3"
     summary: ClassVar[str] = "1 iff x_i + x_j + x_k = 0 mod M for some j, k"
 
-    order: int = 3
+    order: int = ORDER.field(3, least=2, most=ORDER_LIMIT)
 
     def __post_init__(self) -> None:
         _fixed_order(self, 3)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from headcount.tasks.match import Matching, modulus_for
 from headcount.tasks.residues import Residues
+from headcount.tasks.sizes import DISTINCT, WINDOW
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,17 @@ class Match3Local(Matching):
 
     Source: Sanford et al. 2023, the assumption under which one attention layer suffices. With ``distinct``
     the three positions must differ.
+
+    >>> print(Match3Local(tokens=5, modulus=20, window=1).draw(x=[1, 2, 17, 12, 13]))  # token 1 alone sees 1, 2 and 17
+    x       1  2  17  12  13
+    target  0  1  0   0   0
     """
 
     name: ClassVar[str] = "match3-local"
     summary: ClassVar[str] = "match3 with j and k at most window tokens away from i"
 
-    window: int = 4
-    distinct: bool = False
-
-    def __post_init__(self) -> None:
-        self._at_least("window", 0)
-        super().__post_init__()
+    window: int = WINDOW.field(4)
+    distinct: bool = DISTINCT.field(False)
 
     @property
     def natural_modulus(self) -> int:
@@ -74,12 +75,16 @@ class Match3Bigram(Matching):
     """Match3Bigram: 1 iff x_i + x_j + x_{j+1} = 0 mod M for some j (Sanford et al. 2023).
 
     With ``distinct``, i must be neither j nor j+1.
+
+    >>> print(Match3Bigram(tokens=5, modulus=20).draw(x=[1, 12, 7, 12, 2]))  # 1 + 12 + 7 = 7 + 1 + 12 = 0 mod 20
+    x       1  12  7  12  2
+    target  1  0   1  0   0
     """
 
     name: ClassVar[str] = "match3-bigram"
     summary: ClassVar[str] = "1 iff x_i + x_j + x_(j+1) = 0 mod M for some j"
 
-    distinct: bool = False
+    distinct: bool = DISTINCT.field(False)
 
     @property
     def natural_modulus(self) -> int:

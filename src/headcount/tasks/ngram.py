@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from headcount.core.errors import HeadcountError
 from headcount.core.seeds import numpy_generator
 from headcount.tasks.base import Answer, Batch, Task
+from headcount.tasks.sizes import DIM, NONLINEAR, ORDER
 
 DECAY = 2**-0.5
 """Each singular value of A_k over the one before: half of the power is gone after one more dimension."""
@@ -45,6 +46,10 @@ class NGram(Task):
     >>> found = task.batch(z=z).targets[0]
     >>> [bool((found[1 + k] == task.content[k][:, 0]).all()) for k in range(2)], float(abs(found[[0, 3, 4]]).max())
     ([True, True], 0.0)
+
+    >>> print(NGram(tokens=4, order=2, dim=1).draw(z=[[1.0], [0.0], [0.0], [2.0]]))  # A_0 = A_1 = 0.707
+    z       1      0      0  2
+    target  0.707  0.707  0  1.41
     """
 
     name: ClassVar[str] = "ngram"
@@ -52,14 +57,9 @@ class NGram(Task):
     summary: ClassVar[str] = "a matrix for each of the last order tokens, summed, of white noise"
     input_names: ClassVar[tuple[str, ...]] = ("z",)
 
-    order: int = 4
-    dim: int = 16
-    nonlinear: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least("order", 1)
-        self._at_least("dim", 1)
+    order: int = ORDER.field(4)
+    dim: int = DIM.field(16)
+    nonlinear: bool = NONLINEAR.field(False)
 
     @property
     def content(self) -> NDArray[np.float64]:
@@ -124,7 +124,8 @@ class NGram(Task):
 
 
 def _bend(sums: NDArray[np.float64], dim: int) -> NDArray[np.float64]:
-    return np.tanh(STEEP * np.sqrt(dim) * sums) / np.sqrt(dim)
+    bent: NDArray[np.float64] = np.tanh(STEEP * np.sqrt(dim) * sums) / np.sqrt(dim)
+    return bent
 
 
 @lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from headcount.core.errors import HeadcountError
 from headcount.tasks.base import Answer, Batch, Task
+from headcount.tasks.sizes import DIM, SPARSITY
 from headcount.tasks.subsets import random_subsets
 
 _TOGETHER = 2**15  # numbers of several sequences that stay in the cache together
@@ -32,6 +33,11 @@ class QSA(Task):
       opposite: targets 2/q apart, the least that two sets can differ by in the argument of the bound
       ``qsa-bits``. In half of the pairs (where q <= N/2) all other elements have z = -e_1: these are the
       set-disjointness instances of Theorem 4, an empty intersection against one common element.
+
+    >>> print(QSA(tokens=3, sparsity=2, dim=1).draw(z=[[1.0], [0.5], [-1.0]], y=[[0, 1], [0, 2], [1, 2]]))
+    z       1      0.5    -1
+    y       {0,1}  {0,2}  {1,2}
+    target  0.75   0      -0.25
     """
 
     name: ClassVar[str] = "qsa"
@@ -39,13 +45,11 @@ class QSA(Task):
     summary: ClassVar[str] = "the mean of the vectors z_j over the token's own set y_i of q tokens"
     input_names: ClassVar[tuple[str, ...]] = ("z", "y")
 
-    sparsity: int = 4
-    dim: int = 8
+    sparsity: int = SPARSITY.field(4)
+    dim: int = DIM.field(8)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least("sparsity", 1)
-        self._at_least("dim", 1)
         if self.sparsity > self.tokens:
             raise HeadcountError(
                 f"sparsity {self.sparsity} is larger than the number of tokens {self.tokens}",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from headcount.core.errors import HeadcountError
 from headcount.tasks.base import NO_ANSWER, Answer, Task
+from headcount.tasks.sizes import SYMBOLS
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,20 @@ class Recall(Task):
     - balanced: distinct keys with values, fillers, then as many queries as half of the tokens.
     - adversarial: as balanced, but half of the keys are bound a second time to another value: only the later
       one counts. Fewer tokens than half are then left for queries.
+
+    >>> print(Recall(tokens=9, symbols=8).draw(x=[0, 5, 1, 6, 0, 1, 0, 7, 0]))  # keys 0..3, values 4..7
+    x       0  5  1  6  0  1  0  7  0
+    target  .  .  .  .  5  6  5  .  7
     """
 
     name: ClassVar[str] = "recall"
     answer: ClassVar[Answer] = "class"
     summary: ClassVar[str] = "the value that last followed the token's key (multi-query associative recall)"
 
-    symbols: int = 64
+    symbols: int = SYMBOLS.field(64)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least("symbols", 2)
         if self.symbols % 2:
             raise HeadcountError(
                 f"symbols {self.symbols} is odd, but half of them are keys and half values",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+from functools import lru_cache
 from typing import Any
 
 from headcount.core.errors import HeadcountError
+from headcount.core.names import Registry
+from headcount.core.options import Option, merged, options_of
 from headcount.tasks.base import Task
 from headcount.tasks.composition import Composition
 from headcount.tasks.controls import Majority, Parity
@@ -33,23 +35,49 @@ _ALL: tuple[type[Task], ...] = (
     Majority,
     NGram,
 )
-_TASKS = {task.name: task for task in _ALL}
+_TASKS = Registry("task", ((task.name, task) for task in _ALL))
+
+
+def register(task: type[Task]) -> type[Task]:
+    """Add a task of your own: commands, sweeps and bounds then take it and the sizes that it declares.
+
+    It is known to this process alone: run sweeps over it with one worker.
+
+    Raises ``ValueError`` where the name is taken, a field declares no ``Option``, or a size is another task's by name
+    alone. Usable as a decorator.
+    """
+    bare = {field.name for field in dataclasses.fields(task)} - {option.name for option in options_of(task)}
+    if bare:
+        raise ValueError(
+            f"{', '.join(sorted(bare))} of {task.name} is no declared size: write {next(iter(bare))} = "
+            "Option(...).field(default)"
+        )
+    merged(*declared_sizes(), *options_of(task))
+    return _TASKS.register(task.name, task)
+
+
+def declared_sizes() -> tuple[Option, ...]:
+    """Every size that a task takes, once; switches last.
+
+    >>> [size.name for size in declared_sizes()][:4], declared_sizes()[-1].off
+    (['tokens', 'sparsity', 'dim', 'modulus'], 'linear')
+    """
+    return _declared(tuple(_TASKS))
+
+
+@lru_cache(maxsize=8)
+def _declared(known: tuple[type[Task], ...]) -> tuple[Option, ...]:
+    return merged(*(option for task in known for option in options_of(task)))
 
 
 def names() -> tuple[str, ...]:
     """The names that ``get`` takes."""
-    return tuple(_TASKS)
+    return _TASKS.names()
 
 
 def task_class(name: str) -> type[Task]:
     """The class of one task; its fields are the sizes that it takes."""
-    if name not in _TASKS:
-        close = difflib.get_close_matches(name, _TASKS, n=1)
-        raise HeadcountError(
-            f"there is no task {name!r}",
-            fix=f"did you mean {close[0]}?" if close else f"choose one of {', '.join(_TASKS)}",
-        )
-    return _TASKS[name]
+    return _TASKS.get(name)
 
 
 def get(name: str, **sizes: Any) -> Task:

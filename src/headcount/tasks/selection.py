@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from headcount.core.errors import HeadcountError
 from headcount.tasks.base import Answer, Batch, Task
 from headcount.tasks.qsa import QSA
+from headcount.tasks.sizes import DIM, SPARSITY
 from headcount.tasks.subsets import random_subsets
 
 
@@ -26,6 +27,11 @@ class SparseSelection(Task):
     - balanced: over the batch, since all tokens of a sequence share a target: sequences come in pairs z, -z.
     - adversarial: sequences 2k, 2k+1 share z = +-e_1 and their sets differ in one element of opposite sign,
       so the targets are 2/q apart.
+
+    >>> print(SparseSelection(tokens=3, sparsity=2, dim=1).draw(z=[[1.0], [0.5], [-1.0]], y=[0, 1]))
+    z       1      0.5   -1
+    y       {0,1}
+    target  0.75   0.75  0.75
     """
 
     name: ClassVar[str] = "sparse-selection"
@@ -33,8 +39,8 @@ class SparseSelection(Task):
     summary: ClassVar[str] = "the mean of z_j over one set y of q tokens, shared by the sequence"
     input_names: ClassVar[tuple[str, ...]] = ("z", "y")
 
-    sparsity: int = 4
-    dim: int = 8
+    sparsity: int = SPARSITY.field(4)
+    dim: int = DIM.field(8)
 
     def __post_init__(self) -> None:
         super().__post_init__()

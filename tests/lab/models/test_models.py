@@ -73,7 +73,7 @@ def test_sizes_match_with_options(name: str, options: dict[str, int]) -> None:
 
 
 def test_targets_that_no_width_meets_are_refused() -> None:
-    with pytest.raises(HeadcountError, match=r"no width gives lstm 20 parameters .* --parameters \d+"):
+    with pytest.raises(HeadcountError, match=r"no width gives lstm 20 parameters .* --params \d+"):
         models.sized(models.config("lstm"), Reading.of(QSA), 20)
 
 

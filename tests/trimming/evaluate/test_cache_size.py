@@ -9,12 +9,13 @@ from conftest import DECODERS, tiny_model
 from evaluate_cases import dense, trimmed
 
 from headcount.core.errors import CheckFailedError
+from headcount.core.forms import FORMS
 from headcount.pretrained.families import read_spec
 from headcount.trimming.evaluate.cache import measure_cache
 
 
 @pytest.mark.parametrize("family", DECODERS)
-@pytest.mark.parametrize("form", ["dense", "fast", "small"])
+@pytest.mark.parametrize("form", list(FORMS))
 def test_equals_spec(family: str, form: str) -> None:
     model = dense(family) if form == "dense" else trimmed(family, form)
     spec = read_spec(model)

@@ -12,6 +12,7 @@ import torch
 from conftest import tiny_model
 from evaluate_cases import dense, tiny_tokenizer, trimmed, windows
 
+import headcount
 import headcount.trimming.evaluate.run as run
 from headcount.core.errors import CheckFailedError, HeadcountError
 from headcount.pretrained.families import read_spec
@@ -222,8 +223,9 @@ def test_geometric_mean() -> None:
     assert geometric_mean([]) is None
 
 
-def test_the_verb_is_the_package() -> None:
-    import headcount.evaluate as verb
+def test_the_verb_stays_a_function_whatever_is_imported() -> None:
+    import headcount.trimming.evaluate.run as module
 
-    found = verb([("dense", dense("llama"), None)], texts=TEXTS, decode=None)  # type: ignore[operator]
-    assert found.record.models[0].name == "dense"
+    assert headcount.evaluate is module.evaluate
+    evaluation = headcount.evaluate([("dense", dense("llama"), None)], texts=TEXTS, decode=None)
+    assert evaluation.record.models[0].name == "dense"

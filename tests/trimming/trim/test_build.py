@@ -11,11 +11,12 @@ from transformers import DynamicCache
 
 import headcount
 from headcount.core.errors import HeadcountError
+from headcount.core.forms import trimmed_names
 from headcount.pretrained.families import read_spec
 from headcount.pretrained.runtimes.headcount_cache import GrowingLayer
 from headcount.trimming.audit.record import Audit
 
-FORMS = ("fast", "small")
+FORMS = trimmed_names()
 
 
 @pytest.fixture(scope="module", params=DECODERS)

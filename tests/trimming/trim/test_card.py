@@ -154,18 +154,14 @@ def test_names_are_neither_markup_nor_yaml() -> None:
 
 
 def test_a_model_that_was_opened_elsewhere_has_a_card_too(tmp_path: Path) -> None:
-    from headcount.trimming.trim.run import trim_to_folder
-
-    trim_to_folder(tiny_model("llama"), None, planned(), tmp_path / "m", matmul_dtype="model")
+    headcount.trim(tiny_model("llama"), planned(), out=tmp_path / "m", matmul_dtype="model")
     read = ModelCard.load(tmp_path / "m" / "README.md")
     assert read.data.base_model == "tiny" and "/a/b" not in read.content
 
 
 def test_only_our_cards_get_a_cost(tmp_path: Path) -> None:
-    from headcount.trimming.trim.run import trim_to_folder
-
     place = tmp_path / "m"
-    trim_to_folder(tiny_model("llama"), None, planned(), place, matmul_dtype="model")
+    headcount.trim(tiny_model("llama"), planned(), out=place, matmul_dtype="model")
     assert write_cost(place, r"a \1 cost") and r"a \1 cost" in (place / "README.md").read_text()
     (place / "README.md").write_text("# mine\n")
     assert not write_cost(place, "a cost") and (place / "README.md").read_text() == "# mine\n"

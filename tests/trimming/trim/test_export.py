@@ -16,14 +16,15 @@ from transformers import AutoModelForCausalLM
 import headcount
 from headcount.core.errors import HeadcountError
 from headcount.pretrained.opening.loading import open_model
-from headcount.trimming.trim.run import trim_to_folder
+from headcount.pretrained.runtimes.origin import origin_of
+from headcount.trimming.trim.record import TrimRecord
 
 
 def exported(name: str, out: Path, form: str = "small") -> tuple[Any, Any]:
     model = tiny_model(name)
     audit = headcount.audit(model, tiny_tokens(), metric="output", matmul_dtype="model")
     plan = headcount.plan(audit, cache=0.5, form=form)
-    return model, trim_to_folder(model, None, plan, out, matmul_dtype="model")[0]
+    return model, headcount.trim(model, plan, out=out, matmul_dtype="model")
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -68,9 +69,49 @@ def test_what_is_written(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_type"] == "headcount_qwen2"
     assert config["auto_map"]["AutoModelForCausalLM"].startswith("modeling_headcount.")
-    record = json.loads((tmp_path / "out" / "trim.json").read_text())
-    assert record["attention_parameters_dense"] == headcount.read_spec(model).attention_params
-    assert record["cache_ratio"] == 0.5
+    record = TrimRecord.open(tmp_path / "out")
+    assert record.attention_parameters_dense == headcount.read_spec(model).attention_params
+    assert record.cache_ratio == 0.5
+
+
+def test_a_folder_keeps_the_digest_of_its_plan(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    audit = headcount.audit(model, tiny_tokens(), metric="output", matmul_dtype="model", out=tmp_path / "a")
+    # Two plans that ask for the same ranks: nothing but the digest tells their models apart.
+    plan, other = (headcount.plan(audit, cache=cache, out=tmp_path / f"p{cache}") for cache in (0.5, 0.501))
+    assert plan.spec == other.spec and plan.record.digest != other.record.digest
+    own = headcount.trim(model, plan, out=tmp_path / "m", repair_output=False)
+    read = headcount.Plan.open(tmp_path / "p0.5").record
+    assert read.digest == plan.record.digest == plan.record.model_copy(update={"audit": "elsewhere"}).digest
+    origins = [origin_of(own.config), origin_of(open_model(tmp_path / "m", tokenizer=False).model.config)]
+    assert [origin.plan for origin in origins if origin] == [read.digest] * 2
+    assert TrimRecord.open(tmp_path / "m").plan == read.digest
+
+
+def test_records_are_checked_when_they_are_read(tmp_path: Path) -> None:
+    _, own = exported("llama", tmp_path / "out")
+    path = tmp_path / "out" / "trim.json"
+    record = json.loads(path.read_text())
+    # Folders made before plans had digests and audits had notes still open, and are not made again.
+    del record["plan"], record["notes"]
+    path.write_text(json.dumps(record))
+    old = TrimRecord.open(tmp_path / "out")
+    assert old.plan is None and old.notes == []
+    _, again = exported("llama", tmp_path / "out")
+    assert again.state_dict().keys() == own.state_dict().keys() and "plan" not in json.loads(path.read_text())
+    for change, says in (
+        ({"form": "other"}, "form"),
+        ({"cache_ratio": "half"}, "cache_ratio"),
+        ({"depth": 3}, "depth"),
+        ({"layers": [{"layer": 0, "k_rank": 0, "v_rank": 1}]}, "k_rank"),
+    ):
+        path.write_text(json.dumps(record | change))
+        with pytest.raises(HeadcountError, match=rf"trim\.json is not valid: .*{says}"):
+            TrimRecord.open(tmp_path / "out")
+        with pytest.raises(HeadcountError, match=r"trim\.json is not valid"):
+            exported("llama", tmp_path / "out")
+    with pytest.raises(HeadcountError, match="no finished trimmed model"):
+        TrimRecord.open(tmp_path)
 
 
 def test_a_finished_folder_is_read_and_a_foreign_one_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from headcount.attention.bench.problem import DTYPES, Problem
 from headcount.attention.kernels import build
 from headcount.core.errors import HeadcountError
 from headcount.core.memory import available_bytes, peak_memory
+from headcount.core.payload import JsonObject
 from headcount.core.progress import Progress, silent
 from headcount.core.seeds import torch_generator
 
@@ -39,7 +40,7 @@ def measure(
     seconds: float = 10.0,
     memory: bool = True,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Time, speed, memory and error of one problem; the fields are described in docs/operators.md.
 
     seconds: how long to go on repeating, beyond the three times at the least.

@@ -136,7 +136,8 @@ def operator(
             return (*found, None, None, None, None)
 
     def apply(*args: Any) -> tuple[Tensor, Tensor]:
-        return Forward.apply(*args)
+        run: Callable[..., tuple[Tensor, Tensor]] = Forward.apply
+        return run(*args)
 
     return apply
 

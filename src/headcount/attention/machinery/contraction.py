@@ -106,7 +106,8 @@ def _spread(exponentials: Tensor, values: Tensor) -> Tensor:
 
 def _product(e12: Tensor, right: Tensor) -> Tensor:
     """sum_l e12_jl right_l..: (g, j, r, e)."""
-    return (e12 @ right.flatten(2)).unflatten(2, right.shape[2:])
+    sums: Tensor = (e12 @ right.flatten(2)).unflatten(2, right.shape[2:])
+    return sums
 
 
 @dataclass(frozen=True)

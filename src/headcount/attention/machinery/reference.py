@@ -9,13 +9,16 @@ sequence; by default queries are its last positions. Masks: ``causal`` allows po
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from headcount.attention.machinery.checks import check_limit
 from headcount.attention.machinery.explicit import TUPLE, weighted_sum
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Float64, Int
 
 LIMIT = 2**26
 

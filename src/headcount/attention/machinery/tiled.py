@@ -143,11 +143,11 @@ class _Block:
 
     @property
     def groups(self) -> int:
-        return self.g.stop - self.g.start
+        return int(self.g.stop - self.g.start)
 
     @property
     def rows(self) -> int:
-        return self.r.stop - self.r.start
+        return int(self.r.stop - self.r.start)
 
     def tiles(self) -> Iterator[_Tile]:
         """Every tile that holds an allowed tuple, leading tuples outermost."""
@@ -201,7 +201,7 @@ class _Tile:
         """(groups, rows, T, L), -inf where a row's ranges leave a key out."""
         block = self.block
         last = self.last_index
-        logits = (self.left(scaled, ks) @ ks[-1][last].mT).unflatten(1, (block.rows, -1))
+        logits: Tensor = (self.left(scaled, ks) @ ks[-1][last].mT).unflatten(1, (block.rows, -1))
         if bias is not None:
             logits += bias[last][:, None, None, :]
         outside = self._outside()

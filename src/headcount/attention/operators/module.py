@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from headcount.attention.operators.order_s import MAX_ORDER, order_s
@@ -16,6 +15,9 @@ from headcount.attention.operators.third_order import third_order
 from headcount.attention.operators.tree import tree
 from headcount.attention.operators.triangular import triangular
 from headcount.core.errors import HeadcountError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 KINDS = ("pairwise", "third_order", "order_s", "strassen", "triangular", "tree")
 
@@ -158,7 +160,8 @@ class SelfAttention(nn.Module):
             "triangular": lambda: triangular(q[0], k[0], v[0], v[1], **options),
             "tree": lambda: tree(q[0], k, v, self.parents or (), **options),
         }[self.kind]
-        return operator()
+        mixed: Tensor = operator()
+        return mixed
 
     @staticmethod
     def _split(projected: Tensor, streams: int, heads: int) -> list[Tensor]:

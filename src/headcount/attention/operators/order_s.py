@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headcount.attention.machinery import tiled
@@ -15,6 +14,9 @@ from headcount.attention.machinery.layout import prepare
 from headcount.attention.operators.pairwise import pairwise
 from headcount.attention.operators.third_order import third_order
 from headcount.core.errors import HeadcountError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 MAX_ORDER = 5
 

@@ -9,9 +9,9 @@ has the one, on dims padded with zeros (which change no logit and no value).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
@@ -21,6 +21,9 @@ from headcount.attention.machinery.autograd import operator, product
 from headcount.attention.machinery.explicit import weighted_sum
 from headcount.attention.machinery.layout import prepare
 from headcount.attention.machinery.masks import allowed
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 FEW_ROWS = 16
 """Up to this many queries a KV head, reading the keys costs more than multiplying them."""

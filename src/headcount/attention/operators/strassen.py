@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headcount.attention.machinery import factorised, strassen_exact
@@ -12,6 +12,9 @@ from headcount.attention.machinery.autograd import operator, product
 from headcount.attention.machinery.explicit import weighted_sum
 from headcount.attention.machinery.layout import prepare
 from headcount.attention.machinery.masks import allowed
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 
 def _forward(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headcount.attention.kernels import build, native
@@ -12,6 +12,9 @@ from headcount.attention.machinery import tiled
 from headcount.attention.machinery.autograd import operator
 from headcount.attention.machinery.explicit import count_logits, explicit
 from headcount.attention.machinery.layout import prepare
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 
 def _forward(

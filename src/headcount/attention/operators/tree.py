@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headcount.attention.machinery.layout import Layout, prepare
 from headcount.attention.operators.pairwise import biased
 from headcount.core.errors import HeadcountError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 
 def tree(

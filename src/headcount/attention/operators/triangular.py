@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from headcount.attention.machinery import checks, masks
 from headcount.attention.machinery.autograd import accumulation_dtype, operator, product
 from headcount.core.errors import HeadcountError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 TILE_LOGITS = 2**19
 
@@ -202,7 +205,8 @@ def triangular(
     ranges = ranges[:, None].expand(batch, heads, 1, 2, tokens).reshape(batch * heads, 1, 2, tokens)
     folded = (tensor.flatten(0, 1) for tensor in (q, k, v1, v2))
     out, _ = _triangular(*folded, ranges, dim**-0.5 if scale is None else float(scale))
-    return out.unflatten(0, (batch, heads)).to(q.dtype)
+    unfolded: Tensor = out.unflatten(0, (batch, heads)).to(q.dtype)
+    return unfolded
 
 
 def _reorder(tensor: Tensor, order: Tensor, axis: int) -> Tensor:

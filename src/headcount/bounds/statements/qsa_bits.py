@@ -69,6 +69,7 @@ BITS = Bound(
     shape="log2 C(N-1, q) / p",
     formula=least_bits,
     obstacle=epsilon_below("1/q", lambda q: 1 / q),
+    model="embedded",
 )
 
 BITS_ALL = Bound(
@@ -82,10 +83,8 @@ BITS_ALL = Bound(
     shape="log2 C(N, q) / p",
     formula=least_bits_all_subsets,
     obstacle=epsilon_below("1/(2q)", lambda q: 1 / (2 * q)),
+    model="embedded",
 )
-
-ANY_NETWORK = (BITS.id, BITS_ALL.id)
-"""The bounds on the embedding dimension that ask nothing of the network but p-bit embeddings."""
 
 BITS_PAPER = Bound(
     id="qsa-bits-paper",

@@ -88,6 +88,7 @@ REGIONS = Bound(
     shape="order q: up to q/2 as N grows",
     formula=regions_dim,
     obstacle=_epsilon,
+    model="positional keys",
 )
 
 RADON = Bound(
@@ -101,4 +102,5 @@ RADON = Bound(
     shape="d' + 2q",
     formula=radon_dim,
     obstacle=_epsilon,
+    model="positional keys",
 )

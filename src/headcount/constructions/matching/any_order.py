@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from headcount.constructions.attention import AttentionUnit
 from headcount.constructions.base import Construction, ConstructionModule, check_epsilon
 from headcount.constructions.certificate import Certificate
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 from headcount.pbit.simulate import TokenMap
 
 ORDERS = (2, 3, 4)
@@ -79,7 +80,7 @@ class MatchModule(ConstructionModule):
         self.angles, self.unit = Angles(modulus, order), unit
 
     @classmethod
-    def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> MatchModule:
+    def restore(cls, settings: JsonObject, tensors: dict[str, Tensor]) -> MatchModule:
         """From the saved numbers."""
         return cls(**settings, unit=AttentionUnit.restore(tensors, "unit."))
 
@@ -88,7 +89,8 @@ class MatchModule(ConstructionModule):
         (phi,) = self.angles(x)
         phi = phi.to(self.unit.w_q.dtype)
         tokens = torch.cat([phi, phi.new_zeros(len(phi), 1, phi.shape[-1])], dim=1)
-        return self.unit(phi, tokens)[..., 0]
+        answers: Tensor = self.unit(phi, tokens)[..., 0]
+        return answers
 
 
 def build_match_s(

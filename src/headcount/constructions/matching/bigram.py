@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from headcount.constructions.attention import AttentionUnit
 from headcount.constructions.base import Construction, ConstructionModule, check_epsilon
 from headcount.constructions.certificate import Certificate
 from headcount.constructions.matching.any_order import Levels, check_tuples, nearest_miss
+from headcount.core.payload import JsonObject
 from headcount.pbit.simulate import TokenMap
 
 
@@ -77,7 +78,7 @@ class BigramModule(ConstructionModule):
         self.fetch, self.match = fetch, match
 
     @classmethod
-    def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> BigramModule:
+    def restore(cls, settings: JsonObject, tensors: dict[str, Tensor]) -> BigramModule:
         """From the saved numbers."""
         units = (AttentionUnit.restore(tensors, prefix) for prefix in ("fetch.", "match."))
         return cls(settings["tokens"], settings["modulus"], *units)
@@ -89,7 +90,8 @@ class BigramModule(ConstructionModule):
         phi = phi.to(dtype)
         (sums,) = self.combine(self.fetch(phi[:, :-1], phi))
         sums = sums.to(dtype)
-        return self.match(sums, sums)[..., 0]
+        answers: Tensor = self.match(sums, sums)[..., 0]
+        return answers
 
 
 def build_match3_bigram(tokens: int = 64, modulus: int | None = None, epsilon: float = 1e-3) -> Construction:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from headcount.constructions.certificate import Certificate
 from headcount.constructions.qsa.certified import sign_keys
 from headcount.constructions.separators import ENOUGH, separate
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 from headcount.core.progress import Progress, silent
 from headcount.pbit.simulate import TokenMap
 
@@ -89,7 +90,7 @@ class LocalModule(ConstructionModule):
         self.unit = AttentionUnit(eye[None, :, width:], eye[None, None, :, width:], eye[None, None, :, :width])
 
     @classmethod
-    def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> LocalModule:
+    def restore(cls, settings: JsonObject, tensors: dict[str, Tensor]) -> LocalModule:
         """From the saved numbers."""
         return cls(**settings, keys=tensors["keys"], queries=tensors["queries"])
 
@@ -101,7 +102,8 @@ class LocalModule(ConstructionModule):
         rows = slice(self.slots.window, self.slots.window + x.shape[1])
         phi = torch.cat([torch.zeros_like(values[:, rows]), self.queries.expand(len(x), -1, -1)], dim=-1)
         psi = torch.cat([values, self.keys.expand(len(x), -1, -1)], dim=-1)
-        return self.answer(self.unit(phi, psi))[0]
+        answers: Tensor = self.answer(self.unit(phi, psi))[0]
+        return answers
 
 
 def build_match3_local(

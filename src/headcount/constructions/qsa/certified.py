@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from headcount.constructions.certificate import Certificate, Guarantee
 from headcount.constructions.qsa.unit import QSAModule, QueryMap, check_size, depth_for, sufficient_bits
 from headcount.constructions.separators import ENOUGH, coherence, coherence_gap, separate
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 from headcount.core.progress import Progress, silent
 from headcount.core.seeds import numpy_generator
 from headcount.tasks.subsets import random_subsets
@@ -54,7 +54,7 @@ class CertificateModule(QSAModule):
         self.settings = {"dim": dim, "depth": depth, "gap": gap}
 
     @classmethod
-    def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> CertificateModule:
+    def restore(cls, settings: JsonObject, tensors: dict[str, Tensor]) -> CertificateModule:
         """From the saved numbers."""
         return cls(**settings, keys=tensors["queries.keys"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from headcount.constructions.qsa.curve import curve_gap, curve_query, least_curv
 from headcount.constructions.qsa.unit import LEAST_GAP, QSAModule, QueryMap, check_size, depth_for, sufficient_bits
 from headcount.constructions.qsa.wide import polytope_outputs
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 
 
 class CurveKeys(QueryMap):
@@ -43,7 +43,7 @@ class PolytopeModule(QSAModule):
         self.settings = {"dim": dim, "tokens": tokens, "sparsity": sparsity, "depth": depth}
 
     @classmethod
-    def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> PolytopeModule:
+    def restore(cls, settings: JsonObject, tensors: dict[str, Tensor]) -> PolytopeModule:
         """From the saved numbers; the keys are part of them."""
         module = cls(**settings)
         module.queries.keys = tensors["queries.keys"]

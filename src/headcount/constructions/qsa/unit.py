@@ -66,7 +66,8 @@ class QSAModule(ConstructionModule):
         dtype = self.unit.w_q.dtype
         w, z = w.to(dtype), z.to(dtype)
         keys = self.queries.keys.to(dtype).expand(len(z), -1, -1)
-        return self.unit(torch.cat([torch.zeros_like(z), w], dim=-1), torch.cat([z, keys], dim=-1))
+        means: Tensor = self.unit(torch.cat([torch.zeros_like(z), w], dim=-1), torch.cat([z, keys], dim=-1))
+        return means
 
 
 def check_size(tokens: int, sparsity: int, dim: int, key_dim: int) -> None:

@@ -12,13 +12,13 @@ passed on in int64.
 
 from __future__ import annotations
 
-import mpmath
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from headcount.constructions.qsa.curve import curve_gap
 from headcount.constructions.qsa.unit import LEAST_GAP
+from headcount.core.extras import optional_imports
 
 _DIGIT = 16
 _ROWS = 64  # queries whose logits are held at once
@@ -83,6 +83,8 @@ def _differences(
 
 def _circle(tokens: int, bits: int) -> tuple[Wide, Wide]:
     """cos and sin of 2 pi t/N for t = 0..N-1 as integers of 2^-bits."""
+    with optional_imports():
+        import mpmath
     with mpmath.workprec(bits + 32):
         angles = [2 * mpmath.pi * t / tokens for t in range(tokens)]
         pairs = [(int(mpmath.nint(mpmath.cos(a) * 2**bits)), int(mpmath.nint(mpmath.sin(a) * 2**bits))) for a in angles]
@@ -111,4 +113,5 @@ def _queries(y: NDArray[np.int64], cosine: Wide, sine: Wide, bits: int) -> Wide:
 
 def _shift(values: Wide, bits: int) -> Wide:
     """Divide by 2^bits, rounded to the nearest integer."""
-    return (values + (1 << (bits - 1))) >> bits
+    shifted: Wide = (values + (1 << (bits - 1))) >> bits
+    return shifted

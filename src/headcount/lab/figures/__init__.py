@@ -1,1 +1,1 @@
-"""The figures of the learning lab, one file each; ``registry`` lists them."""
+"""Figures, one file each: a file whose ``FIGURE`` is a ``Figure`` is all that a new one needs."""

@@ -1,4 +1,8 @@
-"""What the learning lab's figures share: a plan of runs, the data drawn from them, a verdict, a drawing."""
+"""What a figure is: data, the rows of its CSV, a verdict and a drawing; the runs that it needs, if it needs any.
+
+A figure is one file of this folder whose ``FIGURE`` is a ``Figure``; ``registry`` finds it there, and
+``headcount figure NAME`` makes it.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from scipy.stats import t as student
 
 from headcount.core import store
+from headcount.core.drawing import Canvas, write_figure
 from headcount.core.errors import HeadcountError
+from headcount.core.extras import require
 from headcount.core.progress import Progress, silent
 from headcount.lab.specs.run import RunSpec
 from headcount.lab.specs.text import AnySpec
@@ -22,39 +28,84 @@ from headcount.lab.train.loop import time_of_a_step
 
 Scale = Literal["quick", "full"]
 Data = list[dict[str, Any]]
+"""Rows of a CSV; what most figures are drawn from, too."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class LabFigure:
-    """One figure.
+class Training:
+    """The runs that a figure needs. plan: the runs at a scale. keep: whether their weights are needed, too."""
 
-    plan: the runs at a scale. data: their rows, and the folder where weights are kept, as the rows of the
-    CSV. verdict: a sentence computed from the data. draw: writes SVG, PNG and CSV. keep: whether the weights
-    are needed.
-    """
-
-    name: str
-    title: str
     plan: Callable[[Scale], Sequence[AnySpec]]
-    data: Callable[[Sequence[Row], Path], Data]
-    verdict: Callable[[Data], str]
-    draw: Callable[[Data, Path], Mapping[str, Path]]
     keep: bool = False
 
 
 @dataclass(frozen=True)
-class Made:
-    """What making a figure gave."""
+class Source:
+    """The folder of another command that a figure reads: the command that writes it, and its place by default."""
 
-    data: Data
+    command: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the data of a figure come from.
+
+    runs: rows of finished runs, in the order of the plan. work: the folder of the runs, where weights lie that were
+    kept; or the folder of a ``Source``. Both are empty for a figure that computes its data from nothing.
+    """
+
+    runs: Sequence[Row] = ()
+    work: Path = Path()
+    progress: Progress = silent
+
+
+def _as_they_are(data: Any) -> Data:
+    """The data of most figures are the rows of their CSV."""
+    return list(data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure(Generic[T]):
+    """One figure: ``data`` are computed once, everything else is made from them.
+
+    rows: the rows of the CSV. verdict: a sentence computed from the data. draw: the picture. training: the runs that
+    have to be trained first. source: the folder that is read instead. file: the name of the files without their
+    suffix; by default ``name``.
+    """
+
+    name: str
+    title: str
+    data: Callable[[Inputs], T]
+    verdict: Callable[[T], str]
+    draw: Callable[[T], Canvas]
+    rows: Callable[[T], Data] = _as_they_are
+    training: Training | None = None
+    source: Source | None = None
+    file: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.training is None or self.source is None, f"{self.name} reads one folder"
+
+    def write(self, data: T, folder: Path) -> dict[str, Path]:
+        """Write SVG, PNG and CSV to ``folder``; the same data give the same bytes."""
+        return write_figure(self.draw(data), self.rows(data), folder, self.file or self.name)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What making a figure gave. failed, missing: runs that are left out."""
+
+    rows: Data
     verdict: str
     files: Mapping[str, Path]
-    failed: int
-    missing: int
+    failed: int = 0
+    missing: int = 0
 
 
 def make(
-    figure: LabFigure,
+    figure: Figure[Any],
     scale: Scale,
     work: Path,
     out: Path,
@@ -66,24 +117,32 @@ def make(
     """Run what is missing in ``work``, then write the figure and its verdict to ``out``.
 
     finished_only: run nothing, and draw from the runs of the plan that are there; how many are missing is
-    counted.
+    counted. A figure without training takes no notice of scale, workers and finished_only.
     """
-    specs = figure.plan(scale)
-    if finished_only:
-        rows = [row for spec in specs if (row := sweep.read_row(work, spec)) is not None]
-    else:
-        rows = sweep.sweep(specs, work, workers=workers, keep=figure.keep, progress=progress)
-    good = [row for row in rows if row.error is None]
-    if not rows:
-        raise HeadcountError(f"no run of {figure.name} is finished in {work}", fix="leave out --finished")
-    if not good:
-        raise HeadcountError(f"all runs of {figure.name} failed: {rows[0].error}", fix="run it again")
-    data = figure.data(good, work)
+    require("matplotlib", *(() if figure.training is None or finished_only else ("joblib",)))
+    good: Sequence[Row] = ()
+    failed = missing = 0
+    if figure.training is not None:
+        specs = figure.training.plan(scale)
+        if finished_only:
+            rows = [row for spec in specs if (row := sweep.read_row(work, spec)) is not None]
+        else:
+            rows = sweep.sweep(specs, work, workers=workers, keep=figure.training.keep, progress=progress)
+        good = [row for row in rows if row.error is None]
+        failed, missing = len(rows) - len(good), len(specs) - len(rows)
+        if not rows:
+            raise HeadcountError(f"no run of {figure.name} is finished in {work}", fix="leave out --finished")
+        if not good:
+            raise HeadcountError(f"all runs of {figure.name} failed: {rows[0].error}", fix="run it again")
+    elif figure.source is not None and not work.is_dir():
+        fix = f"run {figure.source.command} --out {work}, or give its folder with --work"
+        raise HeadcountError(f"there is no folder {work}", fix=fix)
+    data = figure.data(Inputs(good, work, progress))
     verdict = figure.verdict(data)
-    files = dict(figure.draw(data, out))
-    files["txt"] = out / f"{figure.name}.txt"
+    files = figure.write(data, out)
+    files["txt"] = files["csv"].with_suffix(".txt")
     store.write_text(files["txt"], verdict + "\n")
-    return Made(data, verdict, files, len(rows) - len(good), len(specs) - len(rows))
+    return Made(figure.rows(data), verdict, files, failed, missing)
 
 
 @dataclass(frozen=True)
@@ -94,13 +153,14 @@ class Estimate:
     starts: int
 
 
-def estimate(figure: LabFigure, scale: Scale, work: Path, workers: int) -> Estimate:
+def estimate(training: Training, scale: Scale, work: Path, workers: int) -> Estimate:
     """How long the missing runs will take: one step of every sort of run is timed, and multiplied out.
 
     Too long where runs stop early at their target; too short where the machine does other things.
     """
+    require("matplotlib", "joblib")
     missing = [
-        spec for spec in figure.plan(scale) if (row := sweep.read_row(work, spec)) is None or row.error is not None
+        spec for spec in training.plan(scale) if (row := sweep.read_row(work, spec)) is None or row.error is not None
     ]
     seconds: dict[AnySpec, float] = {}
     total = 0.0

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from headcount import constructions
 from headcount.constructions import Construction
 from headcount.constructions.verify import verify_kinds
-from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, write_figure
+from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, Canvas, canvas
 from headcount.core.errors import HeadcountError
 from headcount.core.progress import Progress, silent
+from headcount.lab.figures.base import Data, Figure, Inputs
 
 LEAST_BITS, MOST_BITS = 2, 53
 _ABOVE = 3
@@ -113,7 +113,7 @@ def fewest_bits(built: Construction, style: Style, count: int = 12, seed: int = 
     return p
 
 
-def rows(curves: Sequence[Curve] = CURVES, seed: int = 0, progress: Progress = silent) -> list[dict[str, Any]]:
+def rows(curves: Sequence[Curve] = CURVES, seed: int = 0, progress: Progress = silent) -> Data:
     """One row for each construction and size."""
     result = []
     total = sum(len(curve.values) for curve in curves)
@@ -160,11 +160,28 @@ def largest(
     return result
 
 
-def draw(data: Sequence[dict[str, Any]], folder: Path, name: str = "precision_cliff") -> dict[str, Path]:
-    """Draw the rows and write the figure: one panel for each construction."""
-    from matplotlib.figure import Figure
+def verdict(data: Data) -> str:
+    """The cliff of each construction at its smallest and its largest size, and what a doubling of the size costs."""
+    parts = []
+    for curve in CURVES:
+        shown = [row for row in data if row["construction"] == curve.name]
+        known = [row for row in shown if row["float cliff bits"] is not None]
+        if not known:
+            parts.append(f"{curve.label}: not even 53 bits")
+            continue
+        low, high = known[0], known[-1]
+        letter = "M" if curve.over == "modulus" else "N"
+        told = f"{curve.label}: {low['float cliff bits']} at {letter} = {low['size']:,}"
+        if high["size"] > low["size"]:
+            slope = (high["float cliff bits"] - low["float cliff bits"]) / math.log2(high["size"] / low["size"])
+            told += f", {high['float cliff bits']} at {high['size']:,} ({slope:.2f} for each doubling)"
+        parts.append(told)
+    return f"Significand bits from which on a construction verifies: {'; '.join(parts)}."
 
-    figure = Figure(figsize=(10, 7.2), layout="constrained")
+
+def draw(data: Data) -> Canvas:
+    """One panel for each construction: the measured cliffs, the sufficient bits, the theorem's shape."""
+    figure = canvas(10, 7.2)
     panels = figure.subplots(2, 2, sharey=True)
     for axes, curve in zip(panels.flat, CURVES, strict=True):
         shown = [row for row in data if row["construction"] == curve.name]
@@ -189,4 +206,19 @@ def draw(data: Sequence[dict[str, Any]], folder: Path, name: str = "precision_cl
         axes.set_title(curve.label, fontsize=10)
         axes.legend(fontsize=7, loc="upper left", frameon=False, bbox_to_anchor=(0, 0.92))
     figure.suptitle("Precision cliffs: fewest bits at which the construction still verifies")
-    return write_figure(figure, data, folder, name)
+    return figure
+
+
+def data(inputs: Inputs) -> Data:
+    """The rows of all constructions and sizes; about two minutes."""
+    return rows(progress=inputs.progress)
+
+
+FIGURE = Figure(
+    name="cliff",
+    title="Precision cliffs: fewest bits at which a construction verifies",
+    data=data,
+    verdict=verdict,
+    draw=draw,
+    file="precision_cliff",
+)

@@ -1,31 +1,87 @@
-"""The curve of single runs: the score on fresh sequences over training."""
+"""Figure: the score on fresh sequences over the training of a run, which ``headcount learn --out`` keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, write_figure
-from headcount.lab.train.loop import Trained
+import pydantic
+
+from headcount.core import store
+from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, Canvas, canvas
+from headcount.lab.figures.base import Data, Figure, Inputs, Source
+from headcount.lab.train.loop import RESULT, Trained
+
+BESIDE = "attention"
+"""Where ``headcount learn`` keeps the pairwise attention that it trains beside other attention."""
+COLOURS = (BLUE, ORANGE, GREEN, GREY)
 
 
-def draw(runs: Sequence[Trained], folder: Path, name: str = "curve") -> dict[str, Path]:
-    """Draw the runs, which share their task, and write the figure."""
-    from matplotlib.figure import Figure
+class Learned(pydantic.BaseModel):
+    """What is drawn of a run's result; one of the three scores is there."""
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    task: str
+    model: str
+    sizes: dict[str, Any]
+    curve: list[tuple[int, float]]
+    """(steps done, score) at every evaluation."""
+    balanced_accuracy: float | None = None
+    error: float | None = None
+    loss: float | None = None
+
+    @property
+    def score_name(self) -> str:
+        """Which score it is."""
+        names = ("balanced_accuracy", "error", "loss")
+        return next(name for name in names if getattr(self, name) is not None)
+
+
+def learned(runs: Sequence[Trained]) -> list[Learned]:
+    """What is drawn of runs in hand."""
+    return [Learned.model_validate(run.summary() | {"curve": run.curve.scores}) for run in runs]
+
+
+def data(inputs: Inputs) -> list[Learned]:
+    """The run in a folder, and the one that was trained beside it."""
+    files = [inputs.work / RESULT, inputs.work / BESIDE / RESULT]
+    return [store.read_json(file, Learned) for file in files if file == files[0] or file.is_file()]
+
+
+def rows(data: Sequence[Learned]) -> Data:
+    """A row for each evaluation of each run."""
+    return [{"model": run.model, "step": step, run.score_name: value} for run in data for step, value in run.curve]
+
+
+def verdict(data: Sequence[Learned]) -> str:
+    """The last score of each run."""
+    ends = [f"{run.model} {run.curve[-1][1]:.4g} after {run.curve[-1][0]:,} steps" for run in data if run.curve]
+    what = f"{data[0].task}, {data[0].score_name.replace('_', ' ')} on fresh sequences"
+    return f"{what}: {', '.join(ends) or 'never evaluated'}."
+
+
+def draw(data: Sequence[Learned]) -> Canvas:
+    """A line a run; the runs share their task."""
+    figure = canvas(6, 4)
     axes = figure.subplots()
-    rows = []
-    for run, colour in zip(runs, (BLUE, ORANGE, GREEN, GREY), strict=False):
-        axes.plot(*zip(*run.curve.scores, strict=True), color=colour, label=run.spec.model)
-        rows += [{"model": run.spec.model, "step": s, run.spec.score_name: v} for s, v in run.curve.scores]
-    first = runs[0].spec
-    sizes = first.described()["sizes"]
-    tokens = sizes.get("tokens", sizes.get("context"))
-    if not first.higher_is_better:
+    for run, colour in zip(data, COLOURS, strict=False):
+        axes.plot(*zip(*run.curve, strict=True), color=colour, label=run.model)
+    first = data[0]
+    if first.score_name != "balanced_accuracy":
         axes.set_yscale("log")
     axes.set_xlabel("steps")
     axes.set_ylabel(first.score_name.replace("_", " "))
-    axes.set_title(f"{first.task}, N = {tokens}")
+    axes.set_title(f"{first.task}, N = {first.sizes.get('tokens', first.sizes.get('context'))}")
     axes.legend(frameon=False)
-    return write_figure(figure, rows, folder, name)
+    return figure
+
+
+FIGURE = Figure(
+    name="curve",
+    title="Score over the training of a run",
+    data=data,
+    rows=rows,
+    verdict=verdict,
+    draw=draw,
+    source=Source("headcount learn TASK", Path("headcount-runs/learn")),
+)

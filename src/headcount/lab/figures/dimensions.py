@@ -4,50 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from headcount import bounds, constructions
-from headcount.constructions import Construction, get_format, wide_bits
+from headcount.bounds import Sizes
+from headcount.bounds.gap import TWO_MAPS, constructed, embedding_bounds
+from headcount.constructions import Construction
 from headcount.constructions.verify import verify_kinds
-from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, PINK, write_figure
+from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, PINK, Canvas, canvas
 from headcount.core.progress import Progress, silent
+from headcount.lab.figures.base import Data, Figure, Inputs
 
 _MORE = 4
 """Fraction bits beyond the sufficient significand bits: the coefficients of the query may be above 1."""
-
-BOUNDS = ("qsa-bits", "qsa-regions", "qsa-radon")
-
-
-def lower_bound(built: Construction, precision: str) -> int | None:
-    """The largest lower bound on the embedding dimension of this task, in this precision; else ``None``.
-
-    Only bounds whose constant is known count, and whose hypotheses the qSA constructions meet: one head, keys
-    that depend on the position, queries on the set and the position, linear values; and an epsilon, that of the
-    certificate, below the limit of the bound.
-    """
-    if built.task.name != "qsa":
-        return None
-    sizes = built.task.parameters()
-    bits = wide_bits(precision)
-    bits = get_format(precision).bits if bits is None else None  # wide numbers have integer bits, too
-    values = lower_bounds(sizes["tokens"], sizes["sparsity"], sizes["dim"], bits, built.certificate.epsilon)
-    known = [value for value in values.values() if value is not None]
-    return max(known, default=None)
-
-
-def lower_bounds(
-    tokens: int, sparsity: int, dim: int, bits: int | None, epsilon: float | None = None
-) -> dict[str, int | None]:
-    """The lower bounds on the embedding dimension, by id (``None``: it does not apply).
-
-    ``epsilon``: by default one inside the hypothesis of each, eps < 1/(2q).
-    """
-    epsilon = 1 / (4 * sparsity) if epsilon is None else epsilon
-    given: dict[str, Any] = {"tokens": tokens, "sparsity": sparsity, "dim": dim, "epsilon": epsilon}
-    if bits is not None:
-        given["precision_bits"] = bits
-    return {id: None if id == "qsa-bits" and bits is None else bounds.get(id).evaluate(**given).value for id in BOUNDS}
+COUNTED = ("qsa-bits", "qsa-bits-all")
+"""The bounds for numbers of p bits, drawn as one line: the larger of the two."""
 
 
 def rows(
@@ -58,24 +28,22 @@ def rows(
     count: int = 2,
     seed: int = 0,
     progress: Progress = silent,
-) -> list[dict[str, Any]]:
+) -> Data:
     """One row for each q: what was built, answers wrong in float64, where it verified, and the bounds."""
     result = []
     for done, q in enumerate(sparsities):
-        certificate = constructions.build(
-            "qsa-certificate", tokens=tokens, sparsity=q, dim=dim, epsilon=1 / (4 * q), seed=seed
-        )
-        polytope = constructions.build("qsa-polytope", tokens=tokens, sparsity=q, dim=dim, epsilon=1 / (4 * q))
+        sizes = Sizes(tokens=tokens, sparsity=q, dim=dim, precision_bits=precision_bits, epsilon=1 / (4 * q))
+        found = constructed("qsa", sizes, seed)
         row: dict[str, Any] = {"tokens": tokens, "dim": dim, "sparsity": q}
-        for built in (certificate, polytope):
-            name = built.certificate.name
+        for name in ("qsa-certificate", "qsa-polytope"):
+            built = found[name]
             row[name] = built.certificate.embedding_dim
             row[f"{name} bits"] = built.certificate.bits
             row[f"{name} wrong"] = verify_kinds(built, count=count, seed=seed).wrong
-        row["qsa-polytope verified in"] = _verified_in(polytope, count, seed)
+        row["qsa-polytope verified in"] = _verified_in(found["qsa-polytope"], count, seed)
         row["certificate keys over q ln N"] = round((row["qsa-certificate"] - dim) / (q * math.log(tokens)), 3)
         row["precision bits of qsa-bits"] = precision_bits
-        row |= lower_bounds(tokens, q, dim, precision_bits)
+        row |= embedding_bounds("qsa", sizes, TWO_MAPS)
         result.append(row)
         progress("dimensions", done + 1, len(sparsities))
     return result
@@ -89,11 +57,37 @@ def _verified_in(built: Construction, count: int, seed: int) -> str | None:
     return None
 
 
-def draw(data: Sequence[dict[str, Any]], folder: Path, name: str = "embedding_dimensions") -> dict[str, Path]:
-    """Draw the rows and write the figure."""
-    from matplotlib.figure import Figure
+def counted(row: dict[str, Any]) -> int:
+    """The larger of the two bounds for numbers of p bits."""
+    return max(int(row[name]) for name in COUNTED)
 
-    figure = Figure(figsize=(8.6, 4.4), layout="constrained")
+
+def verdict(data: Data) -> str:
+    """Where the built dimensions stand against what is impossible below."""
+    first = data[0]
+    above = [row["qsa-certificate"] / row["qsa-radon"] for row in data]
+    tight = [row["sparsity"] for row in data if row["qsa-polytope"] == row["qsa-radon"]]
+    narrow = [row["sparsity"] for row in data if row["qsa-polytope verified in"] == "fp64"]
+    bits, most = first["precision bits of qsa-bits"], max(map(counted, data))
+    return (
+        f"Embedding dimensions of q-sparse averaging, N = {first['tokens']}, d' = {first['dim']}: qsa-polytope has the "
+        f"smallest dimension that keys by position allow (qsa-radon) for {_these(tight, data)}, and float64 is enough "
+        f"to run it for {_these(narrow, data)}; qsa-certificate takes {min(above):.2f} to {max(above):.2f} times that "
+        f"dimension. Bounds for any network on {bits}-bit embeddings are at most {most} ({' and '.join(COUNTED)})."
+    )
+
+
+def _these(sparsities: Sequence[int], data: Data) -> str:
+    """Sparsities in words."""
+    every = [row["sparsity"] for row in data]
+    if list(sparsities) == every:
+        return "every q"
+    return "q = " + ", ".join(map(str, sparsities)) if sparsities else "no q"
+
+
+def draw(data: Data) -> Canvas:
+    """Dimensions over q: built ones with markers, impossible ones as lines."""
+    figure = canvas(8.6, 4.4)
     axes = figure.subplots()
     q = [row["sparsity"] for row in data]
     first = data[0]
@@ -104,7 +98,8 @@ def draw(data: Sequence[dict[str, Any]], folder: Path, name: str = "embedding_di
     line("qsa-radon", color=GREEN, linewidth=7, alpha=0.3, label="impossible below: qsa-radon (any precision)")
     line("qsa-regions", color=GREEN, linestyle="-", label="impossible below: qsa-regions (any precision)")
     bits = first["precision bits of qsa-bits"]
-    line("qsa-bits", color=PINK, label=f"impossible below: qsa-bits ({bits}-bit numbers)")
+    label = f"impossible below: {', '.join(COUNTED)} ({bits}-bit numbers)"
+    axes.plot(q, [counted(row) for row in data], color=PINK, label=label)
     line("qsa-certificate", color=BLUE, marker="o", label="built: qsa-certificate (sign keys, searched)")
     line("qsa-polytope", color=ORANGE, linestyle="-", label="built: qsa-polytope, d' + 2q")
     verified = [row for row in data if row["qsa-polytope verified in"] is not None]
@@ -134,4 +129,19 @@ def draw(data: Sequence[dict[str, Any]], folder: Path, name: str = "embedding_di
     axes.set_title(f"q-sparse averaging of {scale} tokens, d' = {first['dim']}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return write_figure(figure, data, folder, name)
+    return figure
+
+
+def data(inputs: Inputs) -> Data:
+    """The rows of the committed figure: N = 1024, d' = 8, 64-bit numbers, q = 1..16."""
+    return rows(progress=inputs.progress)
+
+
+FIGURE = Figure(
+    name="dimensions",
+    title="Embedding dimensions of sparse averaging, built and impossible",
+    data=data,
+    verdict=verdict,
+    draw=draw,
+    file="embedding_dimensions",
+)

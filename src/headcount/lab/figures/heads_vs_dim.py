@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, PINK, write_figure
+from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, PINK, Canvas, canvas
 from headcount.core.store import read_tensors
 from headcount.lab.figures import heads_vs_dim_theory as theory
-from headcount.lab.figures.base import Data, LabFigure, Scale, groups, mean_and_half_width
+from headcount.lab.figures.base import Data, Figure, Inputs, Scale, Training, groups, mean_and_half_width
 from headcount.lab.figures.heads_vs_dim_verdict import NO_LIMIT, PAPER, best, linear, verdict
 from headcount.lab.models import build
 from headcount.lab.models.positional import Positional
@@ -79,7 +79,7 @@ def arm(fields: dict[str, Any]) -> str:
     return "content" if fields.get("content") else str(fields.get("start") or longer)
 
 
-def data(rows: Sequence[Row], folder: Path) -> Data:
+def data(inputs: Inputs) -> Data:
     """For each split, scheme and arm: the relative error over seeds, beside what theory says of the same heads.
 
     error: root mean square over that of answering 0, mean over seeds. readout: the same after the best values and
@@ -87,9 +87,9 @@ def data(rows: Sequence[Row], folder: Path) -> Data:
     layer that joint least squares finds, which is what a run from the constructed start starts from.
     """
     found: Data = []
-    known = _best_known(rows, folder)
+    known = _best_known(inputs.runs, inputs.work)
     names = ("order", "nonlinear", "position", "heads", "start", "content", "steps")
-    for (order, nonlinear, position, heads, *_), group in groups(rows, *names).items():
+    for (order, nonlinear, position, heads, *_), group in groups(inputs.runs, *names).items():
         spec = RunSpec.checked(group[0].spec)
         task = spec.problem
         assert isinstance(task, NGram)
@@ -103,11 +103,11 @@ def data(rows: Sequence[Row], folder: Path) -> Data:
             "readout": None, "predicted": None, "best_known": None,
         }  # fmt: skip
         if not nonlinear and line["arm"] != "content":
-            line["readout"] = _mean([_readout(RunSpec.checked(row.spec), folder) for row in group])
+            line["readout"] = _mean([_readout(RunSpec.checked(row.spec), inputs.work) for row in group])
             line["predicted"] = _rounded(theory.predicted(task, position, heads, dim))
             line["best_known"] = known.get((order, position, heads))
         if order == PAPER and not nonlinear and line["arm"] == "random" and position == "alibi":
-            splits = [(h, BUDGET // h) for h in dict.fromkeys(row.spec["heads"] for row in rows)]
+            splits = [(h, BUDGET // h) for h in dict.fromkeys(row.spec["heads"] for row in inputs.runs)]
             for exponent in (1, 2, 4):
                 limits = theory.constants(task, splits, exponent, heads)
                 line[f"bound p={exponent} from"] = None if limits is None else float(f"{limits[0]:.4g}")
@@ -153,11 +153,9 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 5)
 
 
-def draw(data: Data, folder: Path) -> dict[str, Path]:
+def draw(data: Data) -> Canvas:
     """Above: trained and predicted error of each n-gram; below: what takes the reasons out, and the nonlinear ones."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(14, 8.8), layout="constrained")
+    figure = canvas(14, 8.8)
     panels = figure.subplots(2, 4)
     orders = sorted({row["order"] for row in data})
     for axes, order in zip(panels[0], orders, strict=False):
@@ -178,7 +176,7 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
         axes.set_ylim(5e-3, 5)
     for row_of_panels in panels:
         row_of_panels[0].set_ylabel("error over the target's own (rms)")
-    return write_figure(figure, data, folder, NAME)
+    return figure
 
 
 def _legend(axes: Any) -> None:
@@ -258,4 +256,11 @@ def _best(axes: Any, data: Data) -> None:
     _legend(axes)
 
 
-FIGURE = LabFigure(NAME, "Heads against dimensions on n-grams", plan, data, verdict, draw, keep=True)
+FIGURE = Figure(
+    name=NAME,
+    title="Heads against dimensions on n-grams",
+    data=data,
+    verdict=verdict,
+    draw=draw,
+    training=Training(plan, keep=True),
+)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, write_figure
-from headcount.lab.figures.base import Data, LabFigure, Scale, groups, mean_and_half_width
+from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, Canvas, canvas
+from headcount.lab.figures.base import Data, Figure, Inputs, Scale, Training, groups, mean_and_half_width
 from headcount.lab.specs.run import RunSpec
-from headcount.lab.sweep.runner import Row
 
 NAME = "match3-orders"
 KINDS: tuple[tuple[str, int, bool], ...] = (
@@ -59,10 +56,10 @@ def label(row: dict[str, Any]) -> str:
     return f"{row['model']}{layers}{'' if row['mlp'] else ', no MLP'}"
 
 
-def data(rows: Sequence[Row], folder: Path) -> Data:
+def data(inputs: Inputs) -> Data:
     """Mean balanced accuracy and its 95% interval for each kind and N."""
     found: Data = []
-    for (model, depth, mlp, tokens), group in groups(rows, "model", "depth", "mlp", "tokens").items():
+    for (model, depth, mlp, tokens), group in groups(inputs.runs, "model", "depth", "mlp", "tokens").items():
         results = [row.result or {} for row in group]
         values = [float(result["balanced_accuracy"]) for result in results]
         mean, half = mean_and_half_width(values)
@@ -98,11 +95,9 @@ def verdict(data: Data) -> str:
     return f"Best balanced accuracy on Match3 by order of attention (0.5 is chance): {'; '.join(parts)}."
 
 
-def draw(data: Data, folder: Path) -> dict[str, Path]:
+def draw(data: Data) -> Canvas:
     """Accuracy against N; MLP solid, without it dashed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+    figure = canvas(7.6, 4.4)
     axes = figure.subplots()
     colours = {"attention": BLUE, "third-order": ORANGE, "strassen": GREEN}
     markers = {1: "o", 2: "s", 3: "^", 4: "D"}
@@ -128,7 +123,14 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
     axes.set_xlabel("tokens N")
     axes.set_ylabel("balanced accuracy")
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return write_figure(figure, data, folder, NAME)
+    return figure
 
 
-FIGURE = LabFigure(NAME, "Match3 by attention of order two and three", plan, data, verdict, draw)
+FIGURE = Figure(
+    name=NAME,
+    title="Match3 by attention of order two and three",
+    data=data,
+    verdict=verdict,
+    draw=draw,
+    training=Training(plan),
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ from torch import Tensor, nn
 
 from headcount import bounds
 from headcount.core import store
-from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, write_figure
-from headcount.lab.figures.base import Data, LabFigure, Scale, groups
+from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, Canvas, canvas
+from headcount.lab.figures.base import Data, Figure, Inputs, Scale, Training, groups
 from headcount.lab.models import TokenModel, build
 from headcount.lab.models.recurrent import Recurrent
 from headcount.lab.specs.run import RunSpec
 from headcount.lab.sweep import runner as sweep
-from headcount.lab.sweep.runner import Row
 from headcount.lab.train.data import Portion
 from headcount.lab.train.exam import held_out, score
 
@@ -63,8 +61,8 @@ def plan(scale: Scale) -> list[RunSpec]:
 def state_numbers(spec: RunSpec) -> int:
     """Numbers that the model carries from one token to the next."""
     width = spec.config.width
-    if spec.model != "ssm":
-        return width * (2 if spec.model == "lstm" else 1)
+    if spec.model.name != "ssm":
+        return width * (2 if spec.model.name == "lstm" else 1)
     states = spec.config.finer
     return 2 * width * states + 3 * (2 * width + 2 * states)  # the recurrence, and the convolution's three tokens
 
@@ -75,7 +73,7 @@ def quantised(state: Tensor, bits: int) -> Tensor:
     >>> quantised(torch.tensor([-1.0, 0.2, 0.7]), 1)
     tensor([-1.,  1.,  1.])
     """
-    levels = 2**bits - 1
+    levels: int = 2**bits - 1
     return ((state + 1) / 2 * levels).round() / levels * 2 - 1
 
 
@@ -95,10 +93,10 @@ def fewest_bits(model: TokenModel, portion: Portion) -> int | None:
     return next((b for b in range(1, MOST_BITS + 1) if error_with_bits(model, portion, b) <= GOAL), None)
 
 
-def data(rows: Sequence[Row], folder: Path) -> Data:
+def data(inputs: Inputs) -> Data:
     """For each model and N: the smallest width that any seed remembers with, its state, and the proved bits."""
     found: Data = []
-    for (model, tokens), group in groups(rows, "model", "tokens").items():
+    for (model, tokens), group in groups(inputs.runs, "model", "tokens").items():
         good = [row for row in group if row.score is not None and row.score <= GOAL]
         needed = bounds.get("qsa-rnn-q1").evaluate(tokens=tokens, sparsity=1, epsilon=0.5).value
         entry: dict[str, Any] = {
@@ -111,7 +109,7 @@ def data(rows: Sequence[Row], folder: Path) -> Data:
             specs = [RunSpec.checked(row.spec) for row in good if row.spec["width"] == width]
             entry |= {"width": width, "state_numbers": state_numbers(specs[0]), "bits_a_number": 32}
             if model == "gru":
-                entry["bits_a_number"] = min((b for spec in specs if (b := _bits_of(spec, folder))), default=32)
+                entry["bits_a_number"] = min((b for spec in specs if (b := _bits_of(spec, inputs.work))), default=32)
             entry["state_bits"] = entry["state_numbers"] * entry["bits_a_number"]
         found.append(entry)
     return found
@@ -149,11 +147,9 @@ def verdict(data: Data) -> str:
     return f"To recall one of N - 1 signs: {'; '.join(parts)}. {word} below the bits that information theory asks for."
 
 
-def draw(data: Data, folder: Path) -> dict[str, Path]:
+def draw(data: Data) -> Canvas:
     """State bits against N."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = canvas(6.4, 4.4)
     axes = figure.subplots()
     for model, colour in MODELS.items():
         rows = [row for row in data if row["model"] == model and row["state_bits"] is not None]
@@ -171,7 +167,14 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
     axes.set_xlabel("tokens N")
     axes.set_ylabel("bits of state before the query")
     axes.legend(frameon=False, fontsize=8)
-    return write_figure(figure, data, folder, NAME)
+    return figure
 
 
-FIGURE = LabFigure(NAME, "State that remembering takes", plan, data, verdict, draw, keep=True)
+FIGURE = Figure(
+    name=NAME,
+    title="State that remembering takes",
+    data=data,
+    verdict=verdict,
+    draw=draw,
+    training=Training(plan, keep=True),
+)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from headcount.core import store
-from headcount.core.drawing import BLUE, write_figure
-from headcount.lab.figures.base import Data, LabFigure, Scale
+from headcount.core.drawing import BLUE, Canvas, canvas
+from headcount.lab.figures.base import Data, Figure, Inputs, Scale, Training
 from headcount.lab.models import TokenModel, build
 from headcount.lab.models.attention import Block, Stack
 from headcount.lab.specs.run import RunSpec
 from headcount.lab.sweep import runner as sweep
-from headcount.lab.sweep.runner import Row
 from headcount.lab.train.exam import held_out
 
 NAME = "qsa-pattern"
@@ -47,16 +43,17 @@ def attention_matrix(model: TokenModel, inputs: Tensor) -> NDArray[np.float32]:
     attend = block.attention
     stream = stack.stream(model.reader(inputs))
     logits = attend.q_proj(stream) @ attend.k_proj(stream).mT * attend.head_dim**-0.5
-    return logits.softmax(-1).numpy()
+    weights: NDArray[np.float32] = logits.softmax(-1).numpy()
+    return weights
 
 
-def data(rows: Sequence[Row], folder: Path) -> Data:
+def data(inputs: Inputs) -> Data:
     """For each seed and snapshot: the distance from the pattern; for seed 0 the matrix of one sequence too.
 
     The distance is the total variation between a token's weights and 1/q on its set, averaged over tokens.
     """
     found: Data = []
-    for row in rows:
+    for row in inputs.runs:
         spec = RunSpec.checked(row.spec)
         portion = held_out(spec, "uniform", SEQUENCES)
         d, q, n = spec.reading.dim, spec.reading.sparsity, spec.reading.tokens
@@ -64,11 +61,13 @@ def data(rows: Sequence[Row], folder: Path) -> Data:
         target = torch.zeros(*sets.shape[:2], n).scatter_(-1, sets, 1 / q).numpy()
         model = build(spec.config, spec.reading, spec.seed)
         for step in spec.snapshots:
-            model.load_state_dict(store.read_tensors(sweep.run_folder(folder, spec) / f"weights-{step}.safetensors"))
+            model.load_state_dict(
+                store.read_tensors(sweep.run_folder(inputs.work, spec) / f"weights-{step}.safetensors")
+            )
             weights = attention_matrix(model, portion.inputs)
             distance = float(np.abs(weights - target).sum(-1).mean() / 2)
             common = {"seed": spec.seed, "step": step, "distance": round(distance, 5)}
-            if spec.seed == rows[0].spec["seed"]:
+            if spec.seed == inputs.runs[0].spec["seed"]:
                 found += [
                     common | {"token": i, "attended": j, "weight": round(float(weights[0, i, j]), 5),
                               "target": round(float(target[0, i, j]), 5)}
@@ -101,14 +100,12 @@ def verdict(data: Data) -> str:
     )
 
 
-def draw(data: Data, folder: Path) -> dict[str, Path]:
+def draw(data: Data) -> Canvas:
     """The matrices of the first seed in a row, the pattern last."""
-    from matplotlib.figure import Figure
-
     shown = [row for row in data if "token" in row]
     steps = list(dict.fromkeys(row["step"] for row in shown))
     n = max(row["token"] for row in shown) + 1
-    figure = Figure(figsize=(2.1 * (len(steps) + 1), 4.6), layout="constrained")
+    figure = canvas(2.1 * (len(steps) + 1), 4.6)
     places = figure.add_gridspec(2, len(steps) + 1, height_ratios=(1.2, 1))
     top = max(row["target"] for row in shown)
     for column, step in enumerate([*steps, None]):
@@ -125,7 +122,14 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
     below.set_xlabel("steps")
     below.set_ylabel("distance from the pattern")
     below.set_ylim(0, 1)
-    return write_figure(figure, data, folder, NAME)
+    return figure
 
 
-FIGURE = LabFigure(NAME, "Attention of a unit that learns sparse averaging", plan, data, verdict, draw, keep=True)
+FIGURE = Figure(
+    name=NAME,
+    title="Attention of a unit that learns sparse averaging",
+    data=data,
+    verdict=verdict,
+    draw=draw,
+    training=Training(plan, keep=True),
+)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from headcount.core.drawing import BLUE, GREEN, ORANGE, PINK, write_figure
-from headcount.lab.figures.base import Data, LabFigure, Scale, groups, mean_and_half_width
+from headcount.core.drawing import BLUE, GREEN, ORANGE, PINK, Canvas, canvas
+from headcount.lab.figures.base import Data, Figure, Inputs, Scale, Training, groups, mean_and_half_width
 from headcount.lab.specs.run import RunSpec
-from headcount.lab.sweep.runner import Row
 
 NAME = "qsa-samples"
 MODELS = {"attention": BLUE, "lstm": ORANGE, "ssm": GREEN, "mlp": PINK}
@@ -43,10 +39,10 @@ def plan(scale: Scale) -> list[RunSpec]:
     return found
 
 
-def data(rows: Sequence[Row], folder: Path) -> Data:
+def data(inputs: Inputs) -> Data:
     """Mean error and its 95% interval for each model and number of sequences."""
     found: Data = []
-    for (model, samples), group in groups(rows, "model", "samples").items():
+    for (model, samples), group in groups(inputs.runs, "model", "samples").items():
         errors = [float(row.score or 0.0) for row in group]
         mean, half = mean_and_half_width(errors)
         used = (group[0].result or {})["parameters"]
@@ -89,11 +85,9 @@ def verdict(data: Data) -> str:
     )
 
 
-def draw(data: Data, folder: Path) -> dict[str, Path]:
+def draw(data: Data) -> Canvas:
     """One line a model with its confidence band."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = canvas(6.4, 4.4)
     axes = figure.subplots()
     for model, colour in MODELS.items():
         rows = [row for row in data if row["model"] == model]
@@ -107,7 +101,14 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
     axes.set_ylabel("root mean square error")
     axes.set_title("q-sparse averaging, N = 20, q = 3, d' = 4; 95% confidence", fontsize=10)
     axes.legend(frameon=False)
-    return write_figure(figure, data, folder, NAME)
+    return figure
 
 
-FIGURE = LabFigure(NAME, "Samples that sparse averaging takes", plan, data, verdict, draw)
+FIGURE = Figure(
+    name=NAME,
+    title="Samples that sparse averaging takes",
+    data=data,
+    verdict=verdict,
+    draw=draw,
+    training=Training(plan),
+)

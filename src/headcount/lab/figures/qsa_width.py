@@ -8,28 +8,28 @@ linear map of z_i, the indicator of y_i and that of i.
   phi_i = (z_i; u_i; w(y_i)) has coordinates for both, because every token is read as key and as query at once:
   m = d' + 2k, which is d' + 4q (``Certificate.single_map_dim``).
 - *Impossible.* qsa-regions and qsa-radon need keys that depend on the position alone. Keys of one map may depend on z
-  and y, too, so these do not apply. qsa-bits does: it holds for any map to m numbers of p bits.
+  and y, too, so these do not apply. qsa-bits and qsa-bits-all do: they hold for any map to m numbers of p bits.
 - *Inputs.* From m = d' + 2N on, the number of its inputs, a linear map can keep them all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from headcount import bounds, constructions
-from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, PINK, write_figure
-from headcount.lab.figures.base import Data, LabFigure, Scale, groups
+from headcount.bounds import Sizes
+from headcount.bounds.gap import ONE_MAP, constructed, embedding_bounds
+from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, PINK, Canvas, canvas
+from headcount.lab.figures.base import Data, Figure, Inputs, Scale, Training, groups
 from headcount.lab.specs.run import RunSpec
-from headcount.lab.sweep.runner import Row
 
 NAME = "qsa-width"
 TOKENS, DIM = 20, 4
 BITS = 32
 """Of a number of the trained unit."""
 BUILT = ("qsa-polytope", "qsa-certificate")
+BOUNDS = ("qsa-bits", "qsa-bits-all")
+"""Both apply to one map; the larger counts."""
 POLYTOPE, CERTIFICATE = (f"{name}, one map" for name in BUILT)
 
 
@@ -53,10 +53,10 @@ def plan(scale: Scale) -> list[RunSpec]:
     ]  # fmt: skip
 
 
-def data(rows: Sequence[Row], folder: Path) -> Data:
+def data(inputs: Inputs) -> Data:
     """For each q: the smallest width that a majority of the seeds learned with, each seed's own, and the bounds."""
     found: Data = []
-    for (q,), group in groups(rows, "sparsity").items():
+    for (q,), group in groups(inputs.runs, "sparsity").items():
         learned = {
             width: [float(row.score if row.score is not None else math.inf) <= goal(q) for row in of_width]
             for (width,), of_width in groups(group, "width").items()
@@ -75,10 +75,14 @@ def data(rows: Sequence[Row], folder: Path) -> Data:
 
 def theory(q: int) -> dict[str, Any]:
     """What is impossible below, and what is built, at this q, for a unit with one map."""
-    options: dict[str, Any] = {"tokens": TOKENS, "sparsity": q, "dim": DIM, "epsilon": goal(q)}
-    built = {name: constructions.build(name, **options).certificate.single_map_dim for name in BUILT}
-    bound = bounds.get("qsa-bits").evaluate(**options, precision_bits=BITS).value
-    return {"qsa-bits": bound, **{f"{name}, one map": size for name, size in built.items()}, "inputs": DIM + 2 * TOKENS}
+    sizes = Sizes(tokens=TOKENS, sparsity=q, dim=DIM, epsilon=goal(q), precision_bits=BITS)
+    built = {f"{name}, one map": own.certificate.single_map_dim for name, own in constructed("qsa", sizes).items()}
+    return {**embedding_bounds("qsa", sizes, ONE_MAP), **built, "inputs": DIM + 2 * TOKENS}
+
+
+def bound(row: dict[str, Any]) -> int:
+    """The largest lower bound that applies to one map."""
+    return max(int(row[name]) for name in BOUNDS)
 
 
 def verdict(data: Data) -> str:
@@ -87,27 +91,26 @@ def verdict(data: Data) -> str:
     if not rows:
         return f"No width up to {data[0]['widest_tried']} learned qSA at any q."
     values = ", ".join(f"q = {row['sparsity']}: {row['learned']}" for row in rows)
-    below = sum(row["learned"] < row["qsa-bits"] for row in rows)
+    below = sum(row["learned"] < bound(row) for row in rows)
     over = [row["learned"] / row[POLYTOPE] for row in rows]
     failed = [str(row["sparsity"]) for row in data if row["learned"] is None]
     tail = f" No width up to {data[0]['widest_tried']} sufficed for q = {', '.join(failed)}." if failed else ""
-    largest = max(row["qsa-bits"] for row in rows)
+    largest = max(map(bound, rows))
     return (
         f"Smallest embedding dimension that learns qSA to error 1/(4q): {values}. They are {min(over):.1f} to "
-        f"{max(over):.1f} times the d' + 4q of the built unit with one map. {below} of {len(rows)} lie below the lower "
-        f"bound that applies to one map, qsa-bits, which is at most {largest} here ({BITS}-bit numbers).{tail}"
+        f"{max(over):.1f} times the d' + 4q of the built unit with one map. {below} of {len(rows)} lie below the "
+        f"largest lower bound for one map ({', '.join(BOUNDS)}), which is at most {largest} here ({BITS}-bit numbers)."
+        f"{tail}"
     )
 
 
-def draw(data: Data, folder: Path) -> dict[str, Path]:
+def draw(data: Data) -> Canvas:
     """Learned dimensions among the built ones and the bound."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = canvas(6.4, 4.4)
     axes = figure.subplots()
     q = [row["sparsity"] for row in data]
     axes.plot(
-        q, [row["qsa-bits"] for row in data], color=GREEN, label=f"impossible below: qsa-bits, {BITS}-bit numbers"
+        q, [bound(row) for row in data], color=GREEN, label=f"impossible below: {', '.join(BOUNDS)}, {BITS}-bit numbers"
     )
     axes.plot(q, [row[POLYTOPE] for row in data], color=ORANGE, marker="s",
               label="built with one map: qsa-polytope, d' + 4q")  # fmt: skip
@@ -128,7 +131,14 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
     axes.set_ylabel("embedding dimension m")
     axes.set_title(f"q-sparse averaging, N = {TOKENS}, d' = {DIM}, error 1/(4q)", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
-    return write_figure(figure, data, folder, NAME)
+    return figure
 
 
-FIGURE = LabFigure(NAME, "Embedding dimensions that learn sparse averaging", plan, data, verdict, draw)
+FIGURE = Figure(
+    name=NAME,
+    title="Embedding dimensions that learn sparse averaging",
+    data=data,
+    verdict=verdict,
+    draw=draw,
+    training=Training(plan),
+)

@@ -1,30 +1,34 @@
-"""Which figures the learning lab draws, by name."""
+"""All figures, by name: every file of this folder that has a ``FIGURE``."""
 
 from __future__ import annotations
 
-import difflib
+import importlib
+import pkgutil
+from functools import cache
+from typing import Any
 
-from headcount.core.errors import HeadcountError
-from headcount.lab.figures import heads_vs_dim, match3_orders, memory, qsa_pattern, qsa_samples, qsa_width, scratch_lm
-from headcount.lab.figures.base import LabFigure
+from headcount.core.names import Registry
+from headcount.lab import figures
+from headcount.lab.figures.base import Figure
 
-_FIGURES: dict[str, LabFigure] = {
-    module.NAME: module.FIGURE
-    for module in (qsa_pattern, qsa_samples, qsa_width, match3_orders, memory, heads_vs_dim, scratch_lm)
-}
+
+@cache
+def _figures() -> Registry[Figure[Any]]:
+    """Files are imported when a figure is first asked for."""
+    modules = sorted(found.name for found in pkgutil.iter_modules(figures.__path__))
+    declared = (
+        getattr(importlib.import_module(f"{figures.__name__}.{name}"), "FIGURE", None)
+        for name in modules
+        if name != "registry"
+    )
+    return Registry("figure", ((figure.name, figure) for figure in declared if isinstance(figure, Figure)))
 
 
 def names() -> tuple[str, ...]:
-    """The names that ``get`` takes."""
-    return tuple(_FIGURES)
+    """The names that ``get`` takes, in alphabetical order of their files."""
+    return _figures().names()
 
 
-def get(name: str) -> LabFigure:
+def get(name: str) -> Figure[Any]:
     """A figure by name."""
-    if name not in _FIGURES:
-        close = difflib.get_close_matches(name, _FIGURES, n=1)
-        raise HeadcountError(
-            f"there is no figure {name!r}",
-            fix=f"did you mean {close[0]}?" if close else f"choose one of {', '.join(_FIGURES)}",
-        )
-    return _FIGURES[name]
+    return _figures().get(name)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,8 +18,8 @@ import pydantic
 
 from headcount.attention.bench.measure import thread_count
 from headcount.core import store
-from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, PINK, write_figure
-from headcount.lab.figures.base import Data, LabFigure, Scale, mean_and_half_width
+from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, PINK, Canvas, canvas
+from headcount.lab.figures.base import Data, Figure, Inputs, Scale, Training, mean_and_half_width
 from headcount.lab.specs.text import TextSpec
 from headcount.lab.sweep.runner import Row
 from headcount.shapes.decoder import build_decoder
@@ -98,15 +97,15 @@ class _Speed(pydantic.BaseModel):
     seconds: dict[str, dict[str, list[float]]]
 
 
-def data(rows: Sequence[Row], folder: Path) -> Data:
+def data(inputs: Inputs) -> Data:
     """A row for each setting and scheme: size, cache, losses, decode speed; paired differences to the baselines of the
     setting, and to the uniform model of the first (``minus_whole``)."""
     runs: dict[Arm, dict[int, Row]] = {}
-    for row in rows:
+    for row in inputs.runs:
         spec = TextSpec.checked(row.spec)
         runs.setdefault(Arm(spec.model, spec.cache_share, spec.start), {})[spec.seed] = row
     specs = {arm: TextSpec.checked(next(iter(own.values())).spec) for arm, own in runs.items()}
-    speed = _speed(specs, folder)
+    speed = _speed(specs, inputs.work)
     found: Data = []
     for setting in SETTINGS:
         members = {arm.model: arm for arm in runs if _belongs(arm, specs, setting)}
@@ -239,13 +238,11 @@ def _compared(row: dict[str, Any], baseline: str) -> str:
     return f"{word} ({shown})"
 
 
-def draw(data: Data, folder: Path) -> dict[str, Path]:
+def draw(data: Data) -> Canvas:
     """Loss against the uniform model of the first setting, cache and decoding speed; a line a scheme."""
-    from matplotlib.figure import Figure
-
     settings = [setting for setting in SETTINGS if any(row["setting"] == setting for row in data)]
     counts = [sum(row["setting"] == setting for row in data) for setting in settings]
-    figure = Figure(figsize=(9.6, 1.6 + 0.42 * sum(counts)), layout="constrained")
+    figure = canvas(9.6, 1.6 + 0.42 * sum(counts))
     panels = figure.subplots(len(settings), 3, sharex="col", squeeze=False, height_ratios=counts)
     for setting, (left, middle, right) in zip(settings, panels, strict=True):
         rows = [row for row in data if row["setting"] == setting]
@@ -278,7 +275,9 @@ def draw(data: Data, folder: Path) -> dict[str, Path]:
     panels[-1][0].set_xlabel("held-out loss minus the first line's,\nnats a token (mean over seeds, 95% interval)")
     panels[-1][1].set_xlabel("cache, KiB a token (float32)")
     panels[-1][2].set_xlabel(f"decoding, tokens a second\n(batch x context {first['decode']}, CPU)")
-    return write_figure(figure, data, folder, NAME)
+    return figure
 
 
-FIGURE = LabFigure(NAME, "Language models from scratch", plan, data, verdict, draw)
+FIGURE = Figure(
+    name=NAME, title="Language models from scratch", data=data, verdict=verdict, draw=draw, training=Training(plan)
+)

@@ -5,7 +5,7 @@
 
 from headcount.lab.models.base import ModelConfig, TokenModel, build, count, parameters
 from headcount.lab.models.reading import Reading
-from headcount.lab.models.registry import config, config_class, names
+from headcount.lab.models.registry import config, config_class, declared_options, names, register
 from headcount.lab.models.sizing import sized
 
 __all__ = [
@@ -16,7 +16,9 @@ __all__ = [
     "config",
     "config_class",
     "count",
+    "declared_options",
     "names",
     "parameters",
+    "register",
     "sized",
 ]

@@ -10,8 +10,14 @@ from torch import Tensor, nn
 
 from headcount.attention import SelfAttention
 from headcount.core.errors import HeadcountError
-from headcount.lab.models.base import ModelConfig, embedding
+from headcount.core.options import Option
+from headcount.lab.models.base import DEPTH, HEADS, MLP, ModelConfig, embedding
 from headcount.lab.models.reading import Reading
+
+RESIDUAL = Option("residual", "Around attention and MLP.", kind=bool)
+NORM = Option("norm", "Layer norms.", kind=bool)
+BLANK = Option("blank", "A learned token in front.", kind=bool)
+GAIN = Option("gain", "Factor on the initial logits.", kind=float)
 
 
 @dataclass(frozen=True)
@@ -30,13 +36,13 @@ class AttentionConfig(ModelConfig):
     summary: ClassVar[str] = "pairwise softmax attention"
     kind: ClassVar[str] = "pairwise"
 
-    depth: int = 1
-    heads: int = 1
-    residual: bool = True
-    mlp: bool = True
-    norm: bool = False
-    blank: bool = True
-    gain: float = 1.0
+    depth: int = DEPTH.field(1)
+    heads: int = HEADS.field(1)
+    residual: bool = RESIDUAL.field(True)
+    mlp: bool = MLP.field(True)
+    norm: bool = NORM.field(False)
+    blank: bool = BLANK.field(True)
+    gain: float = GAIN.field(1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,7 +113,8 @@ class Block(nn.Module):
         stream = stream + found if self.residual else found
         if self.mlp is None:
             return stream
-        return stream + self.mlp(stream) if self.residual else self.mlp(stream)
+        transformed: Tensor = self.mlp(stream)
+        return stream + transformed if self.residual else transformed
 
 
 class Stack(nn.Module):
@@ -122,7 +129,7 @@ class Stack(nn.Module):
 
     def stream(self, features: Tensor) -> Tensor:
         """What the first block reads: the embedded tokens, the blank in front where there is one."""
-        found = self.embed(features)
+        found: Tensor = self.embed(features)
         if self.blank is not None:  # in front, so that under a causal mask every token sees it
             found = torch.cat([self.blank.expand(len(found), 1, -1), found], dim=1)
         return found
@@ -132,4 +139,5 @@ class Stack(nn.Module):
         found = self.stream(features)
         for block in self.blocks:
             found = block(found)
-        return self.answer(found if self.blank is None else found[:, 1:])
+        answers: Tensor = self.answer(found if self.blank is None else found[:, 1:])
+        return answers

@@ -5,19 +5,33 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from headcount.core.errors import HeadcountError
+from headcount.core.options import Option
+from headcount.core.payload import JsonObject
 from headcount.core.seeds import derive
 from headcount.lab.models.reading import EMBEDDINGS, Embedding, Reader, Reading
+
+WIDTH = Option("width", "A width instead of --params.")
+INNER = Option("inner", "The second size, see the model's config.")
+DEPTH = Option("depth", "Layers.")
+HEADS = Option("heads", "Attention heads.")
+MLP = Option("mlp", "An MLP after attention.", kind=bool)
+CAUSAL = Option("causal", "Read from one side only.", kind=bool, off="not-causal", rank=1)
+EMBEDDING = Option("embedding", "Residues by Fourier features, or by a learned table.", kind=Embedding, rank=1)
+FREQUENCIES = Option("frequencies", "Fourier features of a residue.", rank=1)
 
 
 @dataclass(frozen=True)
 class ModelConfig(ABC):
     """What a model is made from; a subclass is one kind and fills in ``body``.
+
+    A field that declares an ``Option`` is an option of ``headcount learn`` and a field of run specs and sweeps; options
+    that several kinds have are declared in this file, the others beside their kind.
 
     width: the size that the model is scaled by. inner: a second, finer one (None: follows ``width``); see
     each kind for what they are. causal: token i is answered from tokens 0..i. embedding, frequencies, table:
@@ -33,11 +47,11 @@ class ModelConfig(ABC):
     own_positions: ClassVar[bool] = False
     """Whether the body knows where tokens stand, so that they are read without positions."""
 
-    width: int = 32
-    inner: int | None = None
-    causal: bool = False
-    embedding: Embedding = "frozen"
-    frequencies: int = 3
+    width: int = WIDTH.field(32)
+    inner: int | None = INNER.field(None)
+    causal: bool = CAUSAL.field(False)
+    embedding: Embedding = EMBEDDING.field("frozen")  # noqa: RUF009
+    frequencies: int = FREQUENCIES.field(3)
     table: int = 16
 
     def __post_init__(self) -> None:
@@ -72,7 +86,7 @@ class ModelConfig(ABC):
         """Whether the trained model runs at other lengths than ``reading.tokens``."""
         return reading.stretches
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """The fields as JSON values."""
         return dataclasses.asdict(self)
 
@@ -89,7 +103,8 @@ class TokenModel(nn.Module):
 
     def forward(self, inputs: Tensor, modulus: int | None = None) -> Tensor:
         """Answers: binary tasks a logit, classes a score each, vectors the vector itself."""
-        return self.body(self.reader(inputs, modulus))
+        answers: Tensor = self.body(self.reader(inputs, modulus))
+        return answers
 
 
 def embedding(features: int, width: int) -> nn.Linear:
@@ -107,7 +122,8 @@ def embedding(features: int, width: int) -> nn.Linear:
 def build(config: ModelConfig, reading: Reading, seed: int = 0) -> TokenModel:
     """The model, its weights drawn from ``seed``; the global generator is left as it was.
 
-    >>> from headcount import models, tasks
+    >>> from headcount import tasks
+    >>> from headcount.lab import models
     >>> reading = Reading.of(tasks.get("match3", tokens=8))
     >>> parameters(build(models.config("mlp-tokenwise", width=10), reading))
     191

@@ -56,7 +56,8 @@ class Flat(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, tokens, features) -> (batch, tokens, answers)."""
-        return self.layers(self.embed(features).flatten(1)).unflatten(1, (self.tokens, -1))
+        answers: Tensor = self.layers(self.embed(features).flatten(1)).unflatten(1, (self.tokens, -1))
+        return answers
 
 
 @dataclass(frozen=True)

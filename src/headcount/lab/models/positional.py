@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from headcount.core.errors import HeadcountError
-from headcount.lab.models.base import ModelConfig
+from headcount.core.options import Option
+from headcount.lab.models.base import HEADS, MLP, ModelConfig
 from headcount.lab.models.reading import Reading
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Position = Literal["alibi", "alibi-fixed", "relative", "rope"]
 POSITIONS: tuple[Position, ...] = get_args(Position)
+POSITION = Option("position", "positional: what the logits are made from at each lag.", kind=Position, rank=2)
+CONTEXT = Option("context", "positional: lags that a head sees.", rank=3)
+CONTENT = Option("content", "positional: add queries and keys of the tokens.", kind=bool, rank=3)
 BASE = 10_000.0
 _STEEPEST, _FLATTEST = 40.0, 1e-9
 """Slopes between which biases are told apart in float32 from one-token and from uniform attention."""
@@ -47,11 +53,11 @@ class PositionalConfig(ModelConfig):
     always_causal: ClassVar[bool] = True
     own_positions: ClassVar[bool] = True
 
-    heads: int = 1
-    context: int = 64
-    position: Position = "alibi"
-    content: bool = False
-    mlp: bool = True
+    heads: int = HEADS.field(1)
+    context: int = CONTEXT.field(64)
+    position: Position = POSITION.field("alibi")  # noqa: RUF009
+    content: bool = CONTENT.field(False)
+    mlp: bool = MLP.field(True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,8 +138,11 @@ class Positional(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch tokens features"]) -> Float[Tensor, "batch tokens answers"]:
         """Answers of all tokens."""
-        found = self.outputs(self._mixed(features))
-        return found if self.mlp is None else self.mlp(found)
+        found: Tensor = self.outputs(self._mixed(features))
+        if self.mlp is None:
+            return found
+        answers: Tensor = self.mlp(found)
+        return answers
 
     def _mixed(self, features: Tensor) -> Tensor:
         """(batch, tokens, features) -> (batch, tokens, H d): each head's values, mixed by its kernel."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from headcount.core.errors import HeadcountError
 from headcount.tasks import Matching, Task
 from headcount.tasks.match import MatchS
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 Embedding = Literal["frozen", "learned"]
 EMBEDDINGS: tuple[Embedding, ...] = ("frozen", "learned")

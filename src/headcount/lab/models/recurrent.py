@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from headcount.lab.models.base import ModelConfig, embedding
+from headcount.lab.models.base import DEPTH, ModelConfig, embedding
 from headcount.lab.models.reading import Reading
 
 Cells = nn.LSTM | nn.GRU | nn.RNN
@@ -22,7 +22,7 @@ class RecurrentConfig(ModelConfig):
 
     cell: ClassVar[type[Cells]]
 
-    depth: int = 1
+    depth: int = DEPTH.field(1)
 
     def body(self, features: int, reading: Reading) -> nn.Module:
         """The net."""
@@ -70,4 +70,5 @@ class Recurrent(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, tokens, features) -> (batch, tokens, answers)."""
-        return self.answer(self.cells(self.embed(features))[0])
+        answers: Tensor = self.answer(self.cells(self.embed(features))[0])
+        return answers

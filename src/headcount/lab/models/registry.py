@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+from functools import lru_cache
 from typing import Any
 
 from headcount.core.errors import HeadcountError
+from headcount.core.names import Registry
+from headcount.core.options import Option, merged, options_of
 from headcount.lab.models.attention import AttentionConfig, StrassenConfig, ThirdOrderConfig
 from headcount.lab.models.base import ModelConfig
 from headcount.lab.models.flat import FlatConfig, TokenwiseConfig
@@ -26,23 +28,40 @@ _ALL: tuple[type[ModelConfig], ...] = (
     TokenwiseConfig,
     PositionalConfig,
 )
-_MODELS = {config.name: config for config in _ALL}
+_MODELS = Registry("model", ((config.name, config) for config in _ALL))
+
+
+def register(config: type[ModelConfig]) -> type[ModelConfig]:
+    """Add a kind of model of your own: ``headcount learn`` and sweeps then take it and the options that it declares.
+
+    Raises ``ValueError`` where the name is taken, or an option is another model's by name alone. Usable as a decorator.
+    """
+    merged(*declared_options(), *options_of(config))
+    return _MODELS.register(config.name, config)
+
+
+def declared_options() -> tuple[Option, ...]:
+    """Every option that a model takes from commands and sweeps, once.
+
+    >>> [option.name for option in declared_options()][:4]
+    ['width', 'inner', 'depth', 'heads']
+    """
+    return _declared(tuple(_MODELS))
+
+
+@lru_cache(maxsize=8)
+def _declared(known: tuple[type[ModelConfig], ...]) -> tuple[Option, ...]:
+    return merged(*(option for config in known for option in options_of(config)))
 
 
 def names() -> tuple[str, ...]:
     """The names that ``config`` takes."""
-    return tuple(_MODELS)
+    return _MODELS.names()
 
 
 def config_class(name: str) -> type[ModelConfig]:
     """The config of one kind of model; its fields are the options that it takes."""
-    if name not in _MODELS:
-        close = difflib.get_close_matches(name, _MODELS, n=1)
-        raise HeadcountError(
-            f"there is no model {name!r}",
-            fix=f"did you mean {close[0]}?" if close else f"choose one of {', '.join(_MODELS)}",
-        )
-    return _MODELS[name]
+    return _MODELS.get(name)
 
 
 def config(name: str, **options: Any) -> ModelConfig:

@@ -24,7 +24,8 @@ def sized(config: ModelConfig, reading: Reading, target: int) -> ModelConfig:
 
     Raises HeadcountError where nothing comes within ``TOLERANCE``.
 
-    >>> from headcount import models, tasks
+    >>> from headcount import tasks
+    >>> from headcount.lab import models
     >>> reading = Reading.of(tasks.get("match3", tokens=8))
     >>> found = sized(models.config("lstm"), reading, 12_000)
     >>> abs(models.count(found, reading) - 12_000) <= 240
@@ -52,7 +53,7 @@ def sized(config: ModelConfig, reading: Reading, target: int) -> ModelConfig:
         nearest = count(best[1], reading)
         raise HeadcountError(
             f"no width gives {config.name} {target:,} parameters within {TOLERANCE:.0%}: the nearest has {nearest:,}",
-            fix=f"ask for --parameters {nearest} or more",
+            fix=f"ask for --params {nearest} or more",
         )
     return best[1]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu, softplus
 
-from headcount.lab.models.base import ModelConfig
+from headcount.lab.models.base import DEPTH, HEADS, ModelConfig
 from headcount.lab.models.reading import Reading
 
 CONV = 4
@@ -35,8 +35,8 @@ class StateSpaceConfig(ModelConfig):
     name: ClassVar[str] = "ssm"
     summary: ClassVar[str] = "state-space model (Mamba-2), from both sides unless causal"
 
-    depth: int = 1
-    heads: int = 2
+    depth: int = DEPTH.field(1)
+    heads: int = HEADS.field(2)
 
     @property
     def step(self) -> int:
@@ -70,7 +70,8 @@ class StateSpace(nn.Module):
         found = [self.sides[0](stream)]
         if len(self.sides) == 2:
             found.append(self.sides[1](stream.flip(1)).flip(1))
-        return self.answer(torch.cat(found, dim=-1))
+        answers: Tensor = self.answer(torch.cat(found, dim=-1))
+        return answers
 
 
 class MambaBlock(nn.Module):
@@ -83,7 +84,8 @@ class MambaBlock(nn.Module):
 
     def forward(self, stream: Tensor) -> Tensor:
         """(batch, tokens, width) -> the same."""
-        return stream + self.mixer(self.norm(stream))
+        added: Tensor = stream + self.mixer(self.norm(stream))
+        return added
 
 
 class Mamba2(nn.Module):
@@ -117,7 +119,8 @@ class Mamba2(nn.Module):
         x = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, channels of a head)
         weights = (C @ B.mT)[:, None] * decays(-self.A_log.exp()[:, None] * dt)
         y = weights @ (x * dt[..., None]) + self.D[:, None, None] * x
-        return self.out_proj(self.norm(y.transpose(1, 2).flatten(2) * silu(gate)))
+        projected: Tensor = self.out_proj(self.norm(y.transpose(1, 2).flatten(2) * silu(gate)))
+        return projected
 
     def _convolved(self, mixture: Tensor) -> Tensor:
         """Each channel with the last ``CONV`` tokens, (batch, tokens, mixed); torch's own is slow backward."""

@@ -59,6 +59,16 @@ class TextSpec(Spec):
     snapshots: tuple[int, ...] = ()
 
     @property
+    def task_name(self) -> str:
+        """The task, as messages and tables name it."""
+        return self.task
+
+    @property
+    def model_name(self) -> str:
+        """The model, as messages and tables name it."""
+        return self.model
+
+    @property
     def design(self) -> DecoderSpec:
         """The model that the scheme makes of the budget."""
         sizes = (self.layers, self.hidden, self.context, self.vocab, self.parameters)

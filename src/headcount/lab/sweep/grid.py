@@ -7,13 +7,16 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from headcount.core.errors import HeadcountError
-from headcount.lab.specs.run import RunSpec
+from headcount.lab.specs.run import RunSpec, flattened
 
 MANY_RUNS = 10_000
 TABLES = ("fixed", "grid", "seeds")
+T = TypeVar("T")
+SPELLINGS = {"params": "parameters"}
+"""Options of ``learn`` that a run spec names otherwise."""
 
 
 def read_grid(path: Path, allow_many: bool = False) -> list[RunSpec]:
@@ -23,7 +26,7 @@ def read_grid(path: Path, allow_many: bool = False) -> list[RunSpec]:
 
         seeds = 3                 # 0, 1, 2; or a list
 
-        [fixed]                   # fields of every run, see RunSpec
+        [fixed]                   # fields of every run, see RunSpec; parts ([fixed.training] ...) may hold them, too
         task = "match3"
         tokens = 8
 
@@ -59,12 +62,13 @@ def runs(
     >>> [spec.seed for spec in runs({"task": "qsa"}, {"model": ["lstm", "gru"]}, seeds=2)]
     [0, 1, 0, 1]
     """
+    fixed, grid = _spelled(flattened(fixed)), _spelled(grid)
     named = {*fixed, *grid, "seed"}
-    unknown = sorted(named - set(RunSpec.model_fields))
+    unknown = sorted(named - set(RunSpec.fields()))
     if unknown:
         raise HeadcountError(
             f"{', '.join(map(repr, unknown))} is no field of a run",
-            fix=f"the fields are {', '.join(RunSpec.model_fields)}",
+            fix=f"the fields are {', '.join(RunSpec.fields())}",
         )
     twice = sorted((set(fixed) & set(grid)) | ({"seed"} & {*fixed, *grid}))
     if twice:
@@ -99,3 +103,10 @@ def runs(
         for values in combinations
         for seed in chosen
     ]
+
+
+def _spelled(fields: Mapping[str, T]) -> dict[str, T]:
+    for option, name in SPELLINGS.items():
+        if option in fields and name in fields:
+            raise HeadcountError(f"{option} and {name} are one field", fix=f"leave out {name}")
+    return {SPELLINGS.get(name, name): value for name, value in fields.items()}

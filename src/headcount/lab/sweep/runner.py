@@ -19,6 +19,8 @@ import pydantic
 
 from headcount.core import store
 from headcount.core.errors import HeadcountError
+from headcount.core.extras import optional_imports, require
+from headcount.core.payload import JsonObject
 from headcount.core.progress import Progress, silent
 from headcount.lab.specs.text import AnySpec, checked
 from headcount.lab.train.loop import train
@@ -30,8 +32,8 @@ ROWS, RUNS, TABLE, TIMING = "rows", "runs.json", "table.csv", "timing.csv"
 class Row(pydantic.BaseModel):
     """One run's outcome: ``result`` (``Trained.summary``), or ``error`` in a line."""
 
-    spec: dict[str, Any]
-    result: dict[str, Any] | None = None
+    spec: JsonObject
+    result: JsonObject | None = None
     error: str | None = None
     seconds: float = 0.0
 
@@ -43,7 +45,7 @@ class Row(pydantic.BaseModel):
 
 
 class _Runs(pydantic.BaseModel):
-    runs: list[dict[str, Any]]
+    runs: list[JsonObject]
 
 
 def digest(spec: AnySpec) -> str:
@@ -84,6 +86,7 @@ def sweep(
     that Ray is connected to or would start. workers: how many at once; -1 takes all processors. keep: see
     ``run_one``. Runs that failed are rows with an error; they are run again when the sweep is.
     """
+    require("joblib")
     store.open_run_folder(folder, "sweep", {"runs": [digest(spec) for spec in specs]}, overwrite)
     store.write_json(folder / RUNS, {"runs": [spec.inputs() for spec in specs]})
     (folder / ROWS).mkdir(exist_ok=True)
@@ -105,10 +108,10 @@ def _spread(
     specs: Sequence[AnySpec], folder: Path, engine: Engine, workers: int, keep: bool
 ) -> Iterator[tuple[AnySpec, Row]]:
     """Rows as they are finished."""
-    import joblib
-
     if not specs:
         return
+    with optional_imports():
+        import joblib
     options: dict[str, Any] = {"inner_max_num_threads": 1} if engine == "loky" else {}
     if engine == "ray":
         _register_ray()
@@ -157,7 +160,7 @@ def status(folder: Path) -> dict[str, int]:
     return {"runs": len(rows), "done": len(rows) - failed - missing, "failed": failed, "missing": missing}
 
 
-def flat(row: Row) -> dict[str, Any]:
+def flat(row: Row) -> JsonObject:
     """A row as the columns of a table: the fields of the run, then what it came to, without times."""
     found = row.result or {}
     scores = {

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from headcount.core.errors import HeadcountError
+from headcount.core.extras import optional_imports
 from headcount.core.seeds import derive, numpy_generator
 from headcount.pretrained.text.texts import Split, documents
 
@@ -66,7 +67,8 @@ def learn_vocabulary(texts: Sequence[str], size: int) -> Any:
 
     Raises HeadcountError where the text has too few different pairs for that many.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    with optional_imports():
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -56,7 +56,7 @@ class Source:
         natural = {} if spec.modulus is None else {"modulus": spec.modulus}
         sizes = {name: value for name, value in spec.problem.parameters().items() if name != "modulus"} | natural
         self.stages = [
-            spec.problem if tokens == spec.problem.tokens else tasks.get(spec.task, **sizes | {"tokens": tokens})
+            spec.problem if tokens == spec.problem.tokens else tasks.get(spec.task.name, **sizes | {"tokens": tokens})
             for tokens in spec.lengths
         ]
         self._held: tuple[tuple[int, int], Portion] | None = None
@@ -65,7 +65,7 @@ class Source:
 
     def stage(self, step: int) -> int:
         """The stage of the curriculum that a step belongs to."""
-        return min(step * len(self.stages) // self.spec.steps, len(self.stages) - 1)
+        return int(min(step * len(self.stages) // self.spec.steps, len(self.stages) - 1))
 
     def batch(self, step: int) -> Portion:
         """The batch of a step, counted from 0."""

@@ -106,7 +106,7 @@ def examine(model: TokenModel, spec: RunSpec) -> dict[str, dict[str, float | str
 
 def _longer(spec: RunSpec) -> Portion:
     if not spec.config.stretches(spec.reading):
-        raise HeadcountError(f"{spec.model} on {spec.task} is built for {spec.problem.tokens} tokens")
+        raise HeadcountError(f"{spec.model.name} on {spec.task.name} is built for {spec.problem.tokens} tokens")
     task = dataclasses.replace(spec.problem, tokens=2 * spec.problem.tokens)
     kind = "balanced" if spec.reading.circular else "uniform"
     return draw(task, derive(spec.seed, "exam", "longer"), max(1, spec.evaluations // 2), kind)

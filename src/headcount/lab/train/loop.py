@@ -14,6 +14,7 @@ from torch import nn
 from headcount.attention.bench.measure import thread_count
 from headcount.core import store
 from headcount.core.errors import CheckFailedError
+from headcount.core.payload import JsonObject
 from headcount.core.progress import Progress, silent
 from headcount.lab.models import parameters
 from headcount.lab.specs.text import AnySpec
@@ -47,7 +48,7 @@ class Trained:
         """The score on fresh sequences."""
         return float(self.scores[self.spec.main_kind][self.spec.score_name])
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """What a run is reported by; the same for the same spec, so without times."""
         steps = len(self.curve.losses)
         return {
@@ -116,7 +117,7 @@ class _Run:
                 started = time.perf_counter()
                 self.curve.scores.append((done, self.subject.score()))
                 self.seconds["evaluation"] += time.perf_counter() - started
-                self.progress(f"{self.spec.model} on {self.spec.task}", done, self.spec.steps)
+                self.progress(f"{self.spec.model_name} on {self.spec.task_name}", done, self.spec.steps)
             if self.folder is not None and (ended or self._reached() or done % self.spec.checkpoint_every == 0):
                 checkpoint.save(self.folder / checkpoint.FILE, self.model, self.optimizer, self.curve)
                 self.saved = done

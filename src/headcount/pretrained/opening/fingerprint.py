@@ -8,6 +8,8 @@ import json
 import struct
 from typing import TYPE_CHECKING, Any
 
+from headcount.core.payload import JsonObject
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -51,7 +53,7 @@ def weights_fingerprint(model: PreTrainedModel, sampled: int = 1024) -> str:
     return state.hexdigest()
 
 
-def settings(config: PreTrainedConfig) -> dict[str, Any]:
+def settings(config: PreTrainedConfig) -> JsonObject:
     """The settings of a config that change what its model computes: rotary embedding, windows, scaling, norms, tying.
 
     All that the config class declares but ``INERT``, so a setting that headcount does not know counts, and a note that

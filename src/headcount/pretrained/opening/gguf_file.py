@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from headcount.core.errors import HeadcountError
+from headcount.core.extras import optional_imports, require
 from headcount.pretrained.families import FAMILIES
 
 _VERSIONS = (2, 3)
@@ -35,7 +36,7 @@ class GgufHeader:
     """What is told of a GGUF file before its weights are read."""
 
     architecture: str
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, object] = field(default_factory=dict)
     """Values that are one number or one text."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Lengths of values that are lists, such as the vocabulary."""
@@ -80,7 +81,7 @@ class _Walk:
         start = self.skip(self.number("Q"))
         return self.data[start : self.at].decode("utf-8")
 
-    def value(self) -> tuple[Any, int | None]:
+    def value(self) -> tuple[object, int | None]:
         """A metadata value and no length, or for an array, which is stepped over, no value and its length."""
         kind = self.number("I")
         if kind in _SCALARS:
@@ -122,7 +123,7 @@ def check_gguf(path: Path) -> GgufHeader:
     except (ValueError, KeyError) as error:
         raise HeadcountError(f"{path} has a damaged header ({error})", fix=fix) from error
     parts = header.metadata.get("split.count", 0)
-    if parts > 1:
+    if parts not in (0, 1):
         raise HeadcountError(f"{path} is one of {parts} parts", fix="merge them (gguf-split --merge) first")
     scaling = header.metadata.get(f"{header.architecture}.rope.scaling.type", "none")
     if scaling != "none" or "rope_freqs.weight" in header.elements:
@@ -138,7 +139,8 @@ def check_gguf(path: Path) -> GgufHeader:
 
 def _walk(path: Path, walk: _Walk) -> GgufHeader:
     """The header; the file holds all that it announces."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    with optional_imports():
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     walk.skip(4)
     version = walk.number("I")
@@ -191,8 +193,13 @@ def read_once() -> Iterator[None]:
     of tensor names anew for every submodule of the model: 20 s of processor time for a model of 135M parameters.
     Inside the block both are kept; everything is put back at its end. A progress bar of the loader is left out too.
     """
-    import gguf
-    from transformers import modeling_gguf_pytorch_utils as loader
+    require("accelerate")  # transformers' loader asks for it
+    with optional_imports():
+        import gguf
+    from transformers import modeling_gguf_pytorch_utils
+
+    parser: Any = gguf
+    loader: Any = modeling_gguf_pytorch_utils
 
     class PlainReader(gguf.GGUFReader):
         """Holds the file as a plain array: slices of a memory map cost three times as much to make."""
@@ -207,21 +214,21 @@ def read_once() -> Iterator[None]:
 
             self._plain = np.asarray(mapped)
 
-    stock_reader, stock_names, stock_bar = gguf.GGUFReader, gguf.get_tensor_name_map, loader.tqdm
+    stock_reader, stock_names, stock_bar = parser.GGUFReader, parser.get_tensor_name_map, loader.tqdm
     held: dict[str, Any] = {}
 
     def reader(path: Any, mode: str = "r") -> Any:
         if mode != "r":
-            return stock_reader(path, mode)  # type: ignore[arg-type]
+            return stock_reader(path, mode)
         place = os.fspath(path)
         if place not in held:
             held[place] = PlainReader(place)
         return held[place]
 
-    gguf.GGUFReader = reader  # type: ignore[misc,assignment]
-    gguf.get_tensor_name_map = functools.cache(stock_names)
+    parser.GGUFReader = reader
+    parser.get_tensor_name_map = functools.cache(stock_names)
     loader.tqdm = lambda items, **_: items
     try:
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map, loader.tqdm = stock_reader, stock_names, stock_bar  # type: ignore[misc]
+        parser.GGUFReader, parser.get_tensor_name_map, loader.tqdm = stock_reader, stock_names, stock_bar

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 from headcount.core.spec import ModelSpec
 from headcount.pretrained.families import TRIMMED_PREFIX, Family, family_of, layers_of, read_spec
 from headcount.pretrained.opening.fingerprint import fingerprint
@@ -98,7 +99,7 @@ def _load_model(source: str, place: Place, dtype: str, allow_pickle: bool, trust
         config = AutoConfig.from_pretrained(folder, **options)
     family = family_of(config)
     _check_depth(source, config, family, place)
-    auto = AutoModelForCausalLM if family.causal else AutoModel
+    auto: Any = AutoModelForCausalLM if family.causal else AutoModel
     # The attention is named here, since a config may name one that is fetched and run.
     attention: dict[str, Any] = {} if trust else {"attn_implementation": "sdpa"}
     with _readable(source, "its config"), torch.device("meta"):
@@ -121,8 +122,9 @@ def _load_model(source: str, place: Place, dtype: str, allow_pickle: bool, trust
         # De-quantised to plain floats: nothing of the quantisation is left that saving could keep.
         vars(model.config).pop("quantization_config", None)
         model.hf_quantizer, model.is_quantized = None, False
-    _check_loaded(source, model, report, place)
-    return model
+    opened: PreTrainedModel = model
+    _check_loaded(source, opened, report, place)
+    return opened
 
 
 def _options(place: Place, trust: bool) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def _check_shapes(source: str, empty: PreTrainedModel, place: Place) -> None:
         )
 
 
-def _check_loaded(source: str, model: PreTrainedModel, report: dict[str, Any], place: Place) -> None:
+def _check_loaded(source: str, model: PreTrainedModel, report: JsonObject, place: Place) -> None:
     """Nothing was made up, nothing was left over, nothing is infinite."""
     missing = sorted(report.get("missing_keys", ()))
     if missing:

@@ -14,9 +14,9 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 from headcount.pretrained.families import FAMILIES, TRIMMED_PREFIX, UNEQUAL, family_of_type
 from headcount.pretrained.opening.gguf_file import check_gguf
 
@@ -181,7 +181,7 @@ def leads_out(file: Path, folder: Path) -> bool:
     return not (target.is_relative_to(root) or target.parent == root.parent.parent / "blobs")
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> JsonObject:
     """A JSON file that holds an object."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headcount.core.payload import JsonObject
 from headcount.pretrained.opening.places import DEMO_MODEL, Place, leads_out
 
 _FILE = re.compile(r"(licen[cs]e|copying|notice)([-_. ][\w .-]*)?", re.IGNORECASE)
@@ -58,7 +59,7 @@ def _is_licence(file: Path, folder: Path) -> bool:
     return not leads_out(file, folder) and file.is_file() and file.stat().st_size <= _MOST_BYTES
 
 
-def _entries(folder: Path) -> dict[str, Any]:
+def _entries(folder: Path) -> JsonObject:
     """What the folder's own README.md says of its licence in its front matter."""
     from huggingface_hub import metadata_load
 

@@ -77,10 +77,11 @@ def run_layer(
 ) -> torch.Tensor:
     """One layer on one batch of the stream, with other ``weights`` in the place of its own where they are given."""
     if weights:
-        out = functional_call(layer, dict(weights), (stream, *call.args), call.kwargs)
+        out: Any = functional_call(layer, dict(weights), (stream, *call.args), call.kwargs)
     else:
         out = layer(stream, *call.args, **call.kwargs)
-    return out[0] if isinstance(out, tuple) else out
+    moved_on: torch.Tensor = out[0] if isinstance(out, tuple) else out
+    return moved_on
 
 
 class StreamFile:

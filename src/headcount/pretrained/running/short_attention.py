@@ -7,7 +7,8 @@ made again: tokens x tokens / 2 numbers a head, hence only for short contexts.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -51,7 +52,8 @@ def short_attention(
         if len(bias) > 1:
             bias = bias.repeat_interleave(k.shape[1], dim=0)
     flat = q.bfloat16().reshape(pairs, groups, tokens, -1), *(x.bfloat16().reshape(pairs, tokens, -1) for x in (k, v))
-    out = cast(torch.Tensor, _ShortAttention.apply(*flat, bias, causal and mask is None, scaling))
+    apply: Callable[..., torch.Tensor] = _ShortAttention.apply
+    out = apply(*flat, bias, causal and mask is None, scaling)
     return out.view(batch, n_heads, tokens, v.shape[-1])
 
 
@@ -66,43 +68,43 @@ class _ShortAttention(torch.autograd.Function):
 
     # Autocast would make the softmax, and with it p, float32.
     @staticmethod
-    @torch.autocast("cpu", enabled=False)
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, causal: bool,
         scaling: float,
     ) -> torch.Tensor:  # fmt: skip
-        pairs, groups, tokens, _ = q.shape
-        out = q.new_empty(pairs, groups, tokens, v.shape[-1])
-        kept = []
-        later = q.new_full((BLOCK, BLOCK), -torch.inf).triu_(1)
-        for rows, seen in _blocks(tokens, causal):
-            scores = torch.bmm(q[:, :, rows].flatten(1, 2), k[:, seen].transpose(1, 2)).mul_(scaling)
-            if causal:  # the heads of a group lie below each other
-                own = rows.stop - rows.start
-                scores[..., rows] += later[:own, :own].repeat(groups, 1)
-            elif bias is not None:
-                scores += bias[:, rows].repeat(1, groups, 1)
-            p = scores.softmax(-1)
-            out[:, :, rows] = (p @ v[:, seen]).unflatten(1, (groups, -1))
-            if any(ctx.needs_input_grad):
-                kept.append(p)
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.causal, ctx.scaling = causal, scaling
-        return out
+        with torch.autocast("cpu", enabled=False):
+            pairs, groups, tokens, _ = q.shape
+            out = q.new_empty(pairs, groups, tokens, v.shape[-1])
+            kept = []
+            later = q.new_full((BLOCK, BLOCK), -torch.inf).triu_(1)
+            for rows, seen in _blocks(tokens, causal):
+                scores = torch.bmm(q[:, :, rows].flatten(1, 2), k[:, seen].transpose(1, 2)).mul_(scaling)
+                if causal:  # the heads of a group lie below each other
+                    own = rows.stop - rows.start
+                    scores[..., rows] += later[:own, :own].repeat(groups, 1)
+                elif bias is not None:
+                    scores += bias[:, rows].repeat(1, groups, 1)
+                p = scores.softmax(-1)
+                out[:, :, rows] = (p @ v[:, seen]).unflatten(1, (groups, -1))
+                if any(ctx.needs_input_grad):
+                    kept.append(p)
+            ctx.save_for_backward(q, k, v, *kept)
+            ctx.causal, ctx.scaling = causal, scaling
+            return out
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensors
-        groups = q.shape[1]
-        dq = torch.empty_like(q)
-        # Over the blocks sums are float32: bfloat16 would lose what later blocks add.
-        dk, dv = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
-        for p, (rows, seen) in zip(kept, _blocks(q.shape[2], ctx.causal), strict=True):
-            u, own = upstream[0][:, :, rows].flatten(1, 2), q[:, :, rows].flatten(1, 2)
-            dv[:, seen] += p.transpose(1, 2) @ u
-            ds = torch.ops.aten._softmax_backward_data(u @ v[:, seen].transpose(1, 2), p, -1, p.dtype)
-            ds.mul_(ctx.scaling)
-            dq[:, :, rows] = (ds @ k[:, seen]).unflatten(1, (groups, -1))
-            dk[:, seen] += ds.transpose(1, 2) @ own
-        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
+        with torch.autocast("cpu", enabled=False):
+            q, k, v, *kept = ctx.saved_tensors
+            groups = q.shape[1]
+            dq = torch.empty_like(q)
+            # Over the blocks sums are float32: bfloat16 would lose what later blocks add.
+            dk, dv = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
+            for p, (rows, seen) in zip(kept, _blocks(q.shape[2], ctx.causal), strict=True):
+                u, own = upstream[0][:, :, rows].flatten(1, 2), q[:, :, rows].flatten(1, 2)
+                dv[:, seen] += p.transpose(1, 2) @ u
+                ds = torch.ops.aten._softmax_backward_data(u @ v[:, seen].transpose(1, 2), p, -1, p.dtype)
+                ds.mul_(ctx.scaling)
+                dq[:, :, rows] = (ds @ k[:, seen]).unflatten(1, (groups, -1))
+                dk[:, seen] += ds.transpose(1, 2) @ own
+            return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None

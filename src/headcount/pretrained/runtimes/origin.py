@@ -23,6 +23,8 @@ class Origin(BaseModel):
     metric: str
     allocator: str
     repaired: bool
+    plan: str | None = None
+    """Digest of the plan (``PlanRecord.digest``); ``None`` in models made before it was recorded."""
 
 
 def write_origin(config: Any, origin: Origin) -> None:

@@ -42,7 +42,8 @@ def components(energies: torch.Tensor, share: float = SHARE) -> torch.Tensor:
 def product_energies(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Squared singular values of left @ right', descending: (..., n, d) and (..., m, d) -> (..., min(n, m, d))."""
     first, second = (torch.linalg.qr(side.double(), mode="r").R for side in (left, right))
-    return torch.linalg.svdvals(first @ second.transpose(-1, -2)).square()
+    energies: torch.Tensor = torch.linalg.svdvals(first @ second.transpose(-1, -2)).square()
+    return energies
 
 
 def logit_components(call: AttentionCall, window: int, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

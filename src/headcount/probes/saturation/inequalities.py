@@ -29,10 +29,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headcount.core.errors import HeadcountError
 
-Array = np.ndarray
+Array = NDArray[np.float64]
 LARGEST_EXPONENT = 700.0
 """Of e^(2b): float64 overflows soon after it. The bound is then far above 2, which no squared distance exceeds."""
 
@@ -191,8 +192,9 @@ def row_bounds(logits: Array, moved: Array) -> dict[str, float]:
 
 
 def _softmax(row: Array) -> Array:
-    powers = np.exp(row - row.max())
-    return powers / powers.sum()
+    powers: Array = np.exp(row - row.max())
+    weights: Array = powers / powers.sum()
+    return weights
 
 
 def _rows(logits: Array, moved: Array) -> tuple[Array, Array]:

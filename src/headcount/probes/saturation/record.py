@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import fsum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from headcount.core.errors import HeadcountError
+from headcount.core.extras import optional_imports
+from headcount.core.payload import JsonObject
 from headcount.core.spec import ModelSpec
 from headcount.core.store import read_json
 from headcount.probes.saturation.changepoint import Boundary
@@ -87,6 +91,15 @@ class LayerCurves(_Record):
     bounds: list[BoundRecord] = []
     """Of this layer's rows, a record a rank; empty in an older record."""
 
+    def mean_rank(self, place: int) -> float:
+        """Saturation rank at the ``place``-th of ``SaturationRecord.tolerances``, averaged over the heads."""
+        return sum(head.ranks[place] for head in self.heads) / len(self.heads)
+
+    @property
+    def mean_range(self) -> float:
+        """Range of the logits, averaged over the heads."""
+        return sum(head.logit_range for head in self.heads) / len(self.heads)
+
 
 class LossRecord(_Record):
     """The whole model with queries and keys cut in many heads at once."""
@@ -164,17 +177,15 @@ class Saturation:
             raise HeadcountError(f"{folder} holds no finished saturation audit", fix="run headcount audit --saturation")
         return cls(read_json(folder / RECORD, SaturationRecord), folder)
 
-    def to_pandas(self) -> pd.DataFrame:
+    def head_rows(self) -> list[dict[str, int | float]]:
         """One row a context, layer and head: saturation ranks, range of logits, length of outputs, components at 90%.
 
         Of an older record the columns that it does not have are left out.
         """
-        import pandas as pd
-
         names = [f"rank_{tolerance:g}" for tolerance in self.record.tolerances]
         later = ("output_rms", "energy_rank", "energy_error", "pooled_energy_rank")
         weights = self.record.weight_ranks
-        rows = [
+        return [
             {"context": context.context, "layer": layer.layer, "head": index}
             | dict(zip(names, head.ranks, strict=True))
             | {"logit_range": head.logit_range}
@@ -184,7 +195,13 @@ class Saturation:
             for layer in context.layers
             for index, head in enumerate(layer.heads)
         ]
-        return pd.DataFrame(rows)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """``head_rows`` as a table."""
+        with optional_imports():
+            import pandas as pd
+
+        return pd.DataFrame(self.head_rows())
 
 
 class MeanError(NamedTuple):
@@ -250,11 +267,10 @@ def _spread(values: list[float]) -> Spread:
     return Spread(sum(values) / len(values), min(values), max(values))
 
 
-def summary_json(found: Saturation) -> dict[str, Any]:
+def summary_json(found: Saturation) -> JsonObject:
     """What ``headcount audit --saturation --json`` prints; the curves of every rank are in the folder."""
     record = found.record
-    table = found.to_pandas()
-    means = table.drop(columns="head").groupby(["context", "layer"], as_index=False).mean()
+    rows = found.head_rows()
     return {
         "model": record.model,
         "tokens": record.tokens,
@@ -265,7 +281,7 @@ def summary_json(found: Saturation) -> dict[str, Any]:
                 "errors": [error._asdict() for error in mean_errors(context)],
                 "bounds": [bound.model_dump() for bound in context.bounds],
                 "components": asdict(counts) if (counts := component_counts(record, context)) else None,
-                "layers": means[means.context == context.context].drop(columns="context").to_dict("records"),
+                "layers": _layer_means([row for row in rows if row["context"] == context.context]),
                 "losses": [loss.model_dump() for loss in context.losses],
                 "boundary": asdict(context.boundary) if context.boundary else None,
             }
@@ -274,3 +290,13 @@ def summary_json(found: Saturation) -> dict[str, Any]:
         "claims": [claim.model_dump() for claim in record.claims],
         "folder": str(found.folder),
     }
+
+
+def _layer_means(rows: Sequence[Mapping[str, int | float]]) -> list[dict[str, int | float]]:
+    """The mean of every column over the heads of a layer; ``rows``: the head rows of one context."""
+    means: list[dict[str, int | float]] = []
+    for layer in dict.fromkeys(int(row["layer"]) for row in rows):
+        heads = [row for row in rows if row["layer"] == layer]
+        columns = [name for name in heads[0] if name not in ("context", "layer", "head")]
+        means.append({"layer": layer} | {name: fsum(row[name] for row in heads) / len(heads) for name in columns})
+    return means

@@ -99,4 +99,5 @@ def cover_share(tokens: int, dim: int) -> float:
     >>> cover_share(4, 3), cover_share(4, 2)
     (1.0, 0.875)
     """
-    return sum(math.comb(tokens - 1, i) for i in range(dim + 1)) / 2 ** (tokens - 1)
+    dichotomies: int = 2 ** (tokens - 1)
+    return sum(math.comb(tokens - 1, i) for i in range(dim + 1)) / dichotomies

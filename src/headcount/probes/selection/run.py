@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from headcount.core.errors import HeadcountError
+from headcount.core.payload import JsonObject
 from headcount.core.progress import Progress, silent
 from headcount.core.seeds import numpy_generator, torch_generator
 from headcount.core.spec import ModelSpec
@@ -276,7 +277,7 @@ def theory_line(tokens: int, dim: int, subsets: int, seed: int) -> TheoryLine:
     return TheoryLine(dim=dim, neighbourly=dim // 2, gaussian_half=halves)
 
 
-def summary_json(found: Selection) -> dict[str, Any]:
+def summary_json(found: Selection) -> JsonObject:
     """What ``headcount audit --selection --json`` prints."""
     record = found.record
     return record.model_dump(exclude={"spec", "fingerprint", "format"}) | {"folder": str(found.folder)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from headcount.report.page.style import (
     GROUP_COLOURS,
@@ -14,6 +13,7 @@ from headcount.report.page.style import (
     TOP_LEGEND,
     VALUES,
     Figure,
+    Part,
     axis,
     layout,
     plain,
@@ -37,7 +37,7 @@ def rank_bars(audit: AuditView, plan: PlanView) -> Figure:
         ("keys", key_colour, [own[0] for own in plan.ranks], [layer.k_width for layer in audit.layers], "y"),
         ("values", VALUES, [own[1] for own in plan.ranks], [layer.v_width for layer in audit.layers], "y2"),
     )
-    data: list[dict[str, Any]] = []
+    data: list[Part] = []
     for name, colour, ranks, widths, row in rows:
         spare = [width - rank for rank, width in zip(ranks, widths, strict=True)]
         shared = {"type": "bar", "x": layers, "yaxis": row, "xaxis": "x", "marker": {"line": {"width": 0}}}
@@ -81,7 +81,7 @@ def pareto(plans: tuple[PlanView, ...], evaluation: EvaluationView | None) -> Fi
     Measured: log(perplexity / dense perplexity), filled for the geometric mean of a group of kinds, hollow for
     each kind. A logarithmic axis leaves out what is zero or below; the page offers a linear one too.
     """
-    data: list[dict[str, Any]] = []
+    data: list[Part] = []
     drawn: set[tuple[str, str, str]] = set()
     for plan in plans:
         key = (plan.form, plan.allocator, plan.metric)
@@ -118,7 +118,7 @@ def pareto(plans: tuple[PlanView, ...], evaluation: EvaluationView | None) -> Fi
 _MINOR = {"ticks": "outside", "ticklen": 2, "showgrid": False, "tickcolor": SPARE}
 
 
-def _measured(evaluation: EvaluationView, index: int, group: Group) -> list[dict[str, Any]]:
+def _measured(evaluation: EvaluationView, index: int, group: Group) -> list[Part]:
     """The points of one trimmed model on one group of kinds: the mean, and every kind."""
     model = evaluation.models[index + 1]
     ratios = evaluation.ratios(model, group)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Any
 
 from headcount.report.charts.ranks import DASHES, SYMBOLS
 from headcount.report.page.style import (
@@ -16,6 +15,7 @@ from headcount.report.page.style import (
     UNSEEN,
     VALUES,
     Figure,
+    Part,
     axis,
     layout,
     plain,
@@ -49,9 +49,9 @@ def rank_lines(view: SaturationView) -> Figure:
     layers = list(range(len(view.dims)))
     count = len(view.tolerances)
     height = (1 - ROW_GAP * (count - 1)) / count
-    data: list[dict[str, Any]] = []
-    rows: dict[str, Any] = {}
-    shapes: list[dict[str, Any]] = []
+    data: list[Part] = []
+    rows: Part = {}
+    shapes: list[Part] = []
     for row, tolerance in enumerate(view.tolerances):
         number = "" if row == 0 else str(row + 1)
         top = 1 - row * (height + ROW_GAP)
@@ -101,7 +101,7 @@ def range_lines(view: SaturationView) -> Figure:
     """
     lengths = [context.context for context in view.contexts]
     means = [sum(context.ranges) / len(context.ranges) for context in view.contexts]
-    data: list[dict[str, Any]] = [
+    data: list[Part] = [
         {
             "type": "scatter",
             "mode": "lines+markers",
@@ -148,7 +148,7 @@ def range_lines(view: SaturationView) -> Figure:
 
 def loss_marks(view: SaturationView, names: Collection[str], height: int, legend: bool) -> Figure:
     """Loss increase of some ways to cut the model with its 95% intervals, a mark a context."""
-    data: list[dict[str, Any]] = []
+    data: list[Part] = []
     for index, context in enumerate(view.contexts):
         chosen = [loss for loss in context.losses if loss.name in names]
         ends = [[_rounded(loss.low), _rounded(loss.high), _rounded(loss.mean_rank)] for loss in chosen]
@@ -186,7 +186,7 @@ def loss_marks(view: SaturationView, names: Collection[str], height: int, legend
     }
 
 
-def _series(index: int, context: ContextView) -> dict[str, Any]:
+def _series(index: int, context: ContextView) -> Part:
     """How a context is drawn everywhere."""
     colour = SERIES[index % len(SERIES)]
     return {

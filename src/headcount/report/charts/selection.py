@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from headcount.probes.selection.capacity import KINDS
 from headcount.report.charts.heads import layer_head_map
-from headcount.report.page.style import CALIBRATED, KEYS, MUTED, VALUES, Figure, axis, layout, tick_step
+from headcount.report.page.style import CALIBRATED, KEYS, MUTED, VALUES, Figure, Part, axis, layout, tick_step
 from headcount.report.saturation_view import FORMS, WHATS, SelectionView
 
 LEAST = 0.5
@@ -31,7 +29,7 @@ def selection_figures(view: SelectionView) -> dict[str, Figure]:
 def half_point_lines(view: SelectionView) -> Figure:
     """A row a kind of subsets: mean half point over the layers, and what theory says of so many dimensions."""
     layers = list(range(len(view.heads)))
-    data: list[dict[str, Any]] = []
+    data: list[Part] = []
     for row, kind in enumerate(KINDS):
         own = {"type": "scatter", "yaxis": "y" if row == 0 else f"y{row + 1}", "showlegend": row == 0}
         for what in WHATS:

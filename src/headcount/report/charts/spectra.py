@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from headcount.report.page.style import (
     SIDE_COLOURS,
     SURFACE,
     VIRIDIS,
     Figure,
+    Part,
     axis,
     colour_bar,
     layout,
@@ -56,7 +56,7 @@ def heat_map(audit: AuditView, side: str, plan: PlanView | None) -> Figure:
     rows = [layer.spectra[side] for layer in audit.layers]
     z = [[_log(row[i], low) if i < len(row) else None for i in columns] for row in rows]
     unit = ENERGY_UNITS.get(audit.metric, "energy")
-    data: list[dict[str, Any]] = [
+    data: list[Part] = [
         {
             "type": "heatmap",
             "name": side,
@@ -90,7 +90,7 @@ def heat_map(audit: AuditView, side: str, plan: PlanView | None) -> Figure:
     }
 
 
-def spectrum_lines(audit: AuditView, plan: PlanView | None) -> tuple[Figure, list[dict[str, Any]]]:
+def spectrum_lines(audit: AuditView, plan: PlanView | None) -> tuple[Figure, list[Part]]:
     """The spectra of one layer on a logarithmic axis, and for each layer what a slider must put in their place.
 
     A frame holds ``y`` (a list a side), ``shapes`` and ``annotations`` (the plan's cuts).
@@ -100,7 +100,7 @@ def spectrum_lines(audit: AuditView, plan: PlanView | None) -> tuple[Figure, lis
     rotary = "rotated_keys" in sides
     width = max(len(spectrum) for layer in audit.layers for spectrum in layer.spectra.values())
     columns = {side: chosen(max(len(layer.spectra[side]) for layer in audit.layers)) for side in sides}
-    frames: list[dict[str, Any]] = [
+    frames: list[Part] = [
         {
             "y": [_drawn(layer.spectra[side], columns[side]) for side in sides],
             "shapes": _cut_lines(plan, sides, index),
@@ -108,7 +108,7 @@ def spectrum_lines(audit: AuditView, plan: PlanView | None) -> tuple[Figure, lis
         }
         for index, layer in enumerate(audit.layers)
     ]
-    data: list[dict[str, Any]] = []
+    data: list[Part] = []
     for number, side in enumerate(sides):
         data.append(
             {
@@ -159,7 +159,7 @@ def _cut(plan: PlanView | None, side: str) -> list[int] | None:
     return [v if side == "values" else k for k, v in plan.ranks]
 
 
-def _cut_lines(plan: PlanView | None, sides: list[str], layer: int) -> list[dict[str, Any]]:
+def _cut_lines(plan: PlanView | None, sides: list[str], layer: int) -> list[Part]:
     """Upright lines where a plan cuts a layer's sides."""
     return [
         {
@@ -176,9 +176,9 @@ def _cut_lines(plan: PlanView | None, sides: list[str], layer: int) -> list[dict
     ]
 
 
-def _cut_labels(plan: PlanView | None, sides: list[str], layer: int, width: int) -> list[dict[str, Any]]:
+def _cut_labels(plan: PlanView | None, sides: list[str], layer: int, width: int) -> list[Part]:
     """What the upright lines stand for, one below the other, on the side that has room."""
-    labels: list[dict[str, Any]] = []
+    labels: list[Part] = []
     for side in sides:
         cut = _cut(plan, side)
         if cut is not None:

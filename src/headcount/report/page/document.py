@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from headcount.core.errors import HeadcountError
+from headcount.core.extras import optional_imports
 from headcount.core.store import write_text
 from headcount.probes.selection.capacity import KINDS as SELECTION_KINDS
 from headcount.report import words
@@ -26,7 +27,7 @@ from headcount.report.charts.saturation import saturation_figures
 from headcount.report.charts.selection import selection_figures
 from headcount.report.charts.spectra import DECADES, POINTS, heat_map, sides_of, spectrum_lines
 from headcount.report.page.headline import main_model, sentences, tiles, title
-from headcount.report.page.style import DARK, Figure
+from headcount.report.page.style import DARK, Figure, Part
 from headcount.report.saturation_view import BOUNDARY_TOLERANCE
 from headcount.report.view import EvaluationView, Measure, ReportView
 
@@ -60,9 +61,10 @@ def write_report(path: Path | str, view: ReportView) -> Path:
 
 def render(view: ReportView) -> str:
     """The page as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
+    with optional_imports():
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+        from markupsafe import Markup
+        from plotly.offline import get_plotlyjs
 
     environment = Environment(
         loader=PackageLoader("headcount.report.page", "templates"),
@@ -176,13 +178,20 @@ def sections(view: ReportView) -> list[tuple[str, str]]:
     return [(anchor, heading) for anchor, heading, there in offered if there]
 
 
-def figures_of(view: ReportView) -> tuple[dict[str, Figure], dict[str, Any]]:
+class Choices(TypedDict):
+    """What the page's controls put into its figures: spectra by layer and side, ranks by plan."""
+
+    frames: list[Part]
+    ranks: list[Figure]
+
+
+def figures_of(view: ReportView) -> tuple[dict[str, Figure], Choices]:
     """All figures by the id of their place, and what the page's controls put into them."""
     lines, frames = spectrum_lines(view.audit, view.plan)
     figures = {f"heat-{side}": heat_map(view.audit, side, view.plan) for side in sides_of(view.audit)}
     figures |= {"lines": lines}
     figures |= {f"head-{name}": figure for name, figure in head_maps(view.audit).items()}
-    extras: dict[str, Any] = {"frames": frames, "ranks": []}
+    extras: Choices = {"frames": frames, "ranks": []}
     if view.plans:
         extras["ranks"] = [rank_bars(view.audit, plan) for plan in view.plans]
         figures["rank-bars"] = extras["ranks"][0]

@@ -8,7 +8,7 @@ also differs by shape, dash or label. Maps of quantities use viridis in both sch
 from __future__ import annotations
 
 import html
-from typing import Any
+from typing import Any, TypedDict
 
 SURFACE = "#ffffff"
 INK, MUTED, GRID, SPARE = "#1f2328", "#57606a", "#e1e5ea", "#cfd6dd"
@@ -42,11 +42,18 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 TOP_LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
 
-Figure = dict[str, Any]
-"""A plotly figure as plain data: ``{"data": [...], "layout": {...}}``."""
+Part = dict[str, Any]
+"""A part of a plotly figure as plain data: a trace, an axis, a shape, a label."""
 
 
-def axis(title: str, **options: Any) -> dict[str, Any]:
+class Figure(TypedDict):
+    """A plotly figure as plain data."""
+
+    data: list[Part]
+    layout: Part
+
+
+def axis(title: str, **options: Any) -> Part:
     """An axis with its title (quantity and unit)."""
     return {
         "title": {"text": title, "standoff": 8},
@@ -61,7 +68,7 @@ def axis(title: str, **options: Any) -> dict[str, Any]:
     }
 
 
-def layout(height: int, xaxis: dict[str, Any], yaxis: dict[str, Any], **options: Any) -> dict[str, Any]:
+def layout(height: int, xaxis: Part, yaxis: Part, **options: Any) -> Part:
     """What all figures share. Height in pixels; the width follows the page."""
     return {
         "height": height,
@@ -78,7 +85,7 @@ def layout(height: int, xaxis: dict[str, Any], yaxis: dict[str, Any], **options:
     }
 
 
-def colour_bar(**options: Any) -> dict[str, Any]:
+def colour_bar(**options: Any) -> Part:
     """A slim colour bar; its unit stands in the figure's caption."""
     return {"thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}, "x": 1.01, "xpad": 4, "ypad": 0, **options}
 

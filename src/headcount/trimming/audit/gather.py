@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from headcount.core.progress import Progress
 from headcount.core.seeds import torch_generator
 from headcount.core.spec import ModelSpec
 from headcount.core.store import read_tensors, write_tensors
-from headcount.pretrained.families import Family, attention_of, family_of, layers_of, projections_of
+from headcount.pretrained.families import attention_of, family_of, layers_of, projections_of, read_spec
 from headcount.pretrained.running.capture import AttentionCall
 from headcount.pretrained.running.layerwise import batches_of
 from headcount.trimming.audit.heads import STRIDE, HeadStatistics, attention_rows
 from headcount.trimming.audit.moments import LayerMoments
+from headcount.trimming.audit.options import AuditOptions
 from headcount.trimming.audit.passes import LocalGradients, fisher_batch, mixed_precision
 from headcount.trimming.audit.stream import Walk
 
@@ -85,18 +85,10 @@ def _plain(model: PreTrainedModel, ids: torch.Tensor, dtype: torch.dtype | None,
 
 
 def gather_fisher(
-    model: PreTrainedModel,
-    family: Family,
-    spec: ModelSpec,
-    ids: torch.Tensor,
-    metric: str,
-    seed: int,
-    dtype: torch.dtype | None,
-    folder: Path,
-    watch: Stopwatch,
-    progress: Progress,
+    model: PreTrainedModel, ids: torch.Tensor, options: AuditOptions, folder: Path, watch: Stopwatch
 ) -> dict[str, torch.Tensor]:
     """Batch by batch; the checkpoint holds every sum and the next batch."""
+    family, spec = family_of(model.config), read_spec(model)
     sums = [LayerSums(spec, index) for index in range(len(spec.layers))]
     attentions = [attention_of(layer, family) for layer in layers_of(model, family)]
     index_of = {id(module): index for index, module in enumerate(attentions)}
@@ -117,17 +109,17 @@ def gather_fisher(
     batches = _batches(ids)
     written = time.monotonic()
     for index in range(first, len(batches)):
-        progress("audit", index, len(batches))
+        options.progress("audit", index, len(batches))
         batch = ids[batches[index]].to(model.device)
-        generator = torch_generator(seed, "labels", index, device=model.device)
+        generator = torch_generator(options.seed, "labels", index, device=model.device)
         with watch.time("audit", batch.numel()):
-            fisher_batch(model, attentions, batch, generator, gather, dtype)
+            fisher_batch(model, attentions, batch, generator, gather, options.dtype)
         if index % PLAIN_EVERY == 0:
-            _plain(model, batch, dtype, watch)
+            _plain(model, batch, options.dtype, watch)
         if time.monotonic() - written > CHECKPOINT_SECONDS:
             write_tensors(checkpoint, _together(sums) | {"next": torch.tensor(index + 1)})
             written = time.monotonic()
-    progress("audit", len(batches), len(batches))
+    options.progress("audit", len(batches), len(batches))
     return _together(sums)
 
 
@@ -137,19 +129,11 @@ def _together(sums: list[LayerSums]) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def gather_layerwise(
-    model: PreTrainedModel,
-    family: Family,
-    spec: ModelSpec,
-    ids: torch.Tensor,
-    metric: str,
-    seed: int,
-    dtype: torch.dtype | None,
-    folder: Path,
-    watch: Stopwatch,
-    progress: Progress,
+    model: PreTrainedModel, ids: torch.Tensor, options: AuditOptions, folder: Path, watch: Stopwatch
 ) -> dict[str, torch.Tensor]:
     """Layer by layer; finished layers' sums and the stream between layers lie in the work folder."""
-    walk = Walk(model, ids, folder / "work", BATCH_TOKENS, dtype)
+    family, spec = family_of(model.config), read_spec(model)
+    walk = Walk(model, ids, folder / "work", BATCH_TOKENS, options.dtype)
     with watch.time("audit", 0):
         walk.enter()
     every = len(walk.batches)
@@ -157,19 +141,19 @@ def gather_layerwise(
     for index in range(walk.first, len(walk.layers)):
         own = LayerSums(spec, index)
         output_matrix = projections_of(walk.layers[index], family, model.config).o
-        gradients = LocalGradients(output_matrix, seed, index) if metric == "output" else None
+        gradients = LocalGradients(output_matrix, options.seed, index) if options.metric == "output" else None
 
         def entering(number: int, stream: torch.Tensor, own: LayerSums = own, index: int = index) -> None:
-            progress("audit", index * every + number, len(walk.layers) * every)
+            options.progress("audit", index * every + number, len(walk.layers) * every)
             own.stream_energy += stream.double().square().sum().cpu()
 
         with watch.time("audit", 0):
             walk.layer(index, partial(_add_local, own, gradients), entering)
         walk.keep(index, own.tensors())
         if index in plain:  # spread over the run, so that a machine that slows down slows both
-            _plain(model, ids[walk.batches[plain[index]]].to(model.device), dtype, watch)
+            _plain(model, ids[walk.batches[plain[index]]].to(model.device), options.dtype, watch)
     watch.audit_tokens += ids.numel() if walk.first == 0 else 0
-    progress("audit", len(walk.layers) * every, len(walk.layers) * every)
+    options.progress("audit", len(walk.layers) * every, len(walk.layers) * every)
     return {name: tensor for found in walk.found() for name, tensor in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""What an audit found: a checked record, and the moments behind it."""
+"""An audit in hand: its checked record (``schema``) and the moments behind it."""
 
 from __future__ import annotations
 
@@ -6,92 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from headcount.core.errors import HeadcountError
-from headcount.core.spec import ModelSpec
+from headcount.core.extras import optional_imports
+from headcount.core.forms import trimmed_form, trimmed_names
 from headcount.core.store import read_json, read_tensors
 from headcount.pretrained.text.texts import control_words
+from headcount.trimming.audit.schema import MOMENTS, RECORD, TIMING, TOKENS, AuditRecord, TimingRecord
 from headcount.trimming.audit.spectra import Directions, directions, head_blocks
-from headcount.trimming.audit.unused import UnusedSide, unused_words
+from headcount.trimming.audit.unused import unused_words
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Metric = Literal["fisher", "output", "whitened"]
-RECORD, MOMENTS, TOKENS, TIMING = "audit.json", "moments.safetensors", "tokens.safetensors", "timing.json"
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TextRecord(_Record):
-    """One kind of text that was measured on."""
-
-    kind: str
-    windows: int
-    tokens: int
-    digest: str
-    """Hash of the token ids that statistics were gathered on."""
-    control_tokens: int = 0
-    """Control tokens that the text spells out (such as ``</s>``) and that were read as plain text."""
-
-
-class HeadRecord(_Record):
-    """One query head, averaged over queries (see ``heads``)."""
-
-    entropy: float
-    strongest: float
-    first: float
-    logit_range: float
-    logit_peak: float
-
-
-class SideRecord(_Record):
-    """Energies of one side, descending: joint over the KV heads, and of each KV head alone."""
-
-    joint: list[float]
-    per_head: list[list[float]]
-
-
-class LayerRecord(_Record):
-    """One layer."""
-
-    layer: int
-    heads: list[HeadRecord]
-    sides: dict[str, SideRecord]
-    unused: tuple[UnusedSide, ...] = ()
-    """Sides that do not affect the model's output on this text (see ``unused.unused_sides``)."""
-
-
-class AuditRecord(_Record):
-    """``audit.json``."""
-
-    format: Literal[1] = 1
-    model: str
-    fingerprint: str
-    spec: ModelSpec
-    metric: Metric
-    seed: int
-    context: int
-    tokens: int
-    texts: list[TextRecord]
-    layers: list[LayerRecord]
-
-
-class TimingRecord(_Record):
-    """``timing.json``: what the audit cost; apart, since it differs from run to run."""
-
-    seconds: float
-    plain_forward_seconds: float
-    """What a plain forward pass over the same tokens takes, from batches timed within the run."""
-    cost_ratio: float
-    threads: int
-    matmul_dtype: str
 
 
 @dataclass
@@ -125,11 +54,12 @@ class Audit:
     def key_side(self) -> dict[str, str]:
         """Which keys each form projects; without a rotary embedding there is one kind of keys only."""
         rotary = "rotated_keys" in self.record.layers[0].sides
-        return {"fast": "rotated_keys" if rotary else "keys", "small": "keys"}
+        return {name: trimmed_form(name).key_side(rotary) for name in trimmed_names()}
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a layer and head: the head statistics."""
-        import pandas as pd
+        with optional_imports():
+            import pandas as pd
 
         rows = [
             {"layer": layer.layer, "head": index, **head.model_dump()}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +17,17 @@ from headcount.core.progress import Progress, silent
 from headcount.core.spec import ModelSpec
 from headcount.core.store import digest, open_run_folder, write_json, write_tensors
 from headcount.pretrained.families import UNEQUAL, family_of, layers_of, projections_of, read_spec
-from headcount.pretrained.opening.loading import fingerprint, is_trimmed
+from headcount.pretrained.opening.fingerprint import fingerprint
+from headcount.pretrained.opening.loading import OpenModel, is_trimmed
+from headcount.pretrained.text.calibration import KEPT_TOKENS
 from headcount.trimming.audit.gather import LayerSums, Stopwatch, gather_fisher, gather_layerwise
-from headcount.trimming.audit.record import (
+from headcount.trimming.audit.options import AuditOptions
+from headcount.trimming.audit.record import Audit, read_moments
+from headcount.trimming.audit.schema import (
     MOMENTS,
     RECORD,
     TIMING,
     TOKENS,
-    Audit,
     AuditRecord,
     HeadRecord,
     LayerRecord,
@@ -33,38 +35,48 @@ from headcount.trimming.audit.record import (
     SideRecord,
     TextRecord,
     TimingRecord,
-    read_moments,
+    UnusedSide,
 )
 from headcount.trimming.audit.spectra import directions, head_blocks
-from headcount.trimming.audit.unused import UnusedSide, unused_sides
+from headcount.trimming.audit.text import AuditText, ReadText, TokenIds
+from headcount.trimming.audit.unused import unused_sides
 
 
 def audit(
-    model: PreTrainedModel,
-    tokens: torch.Tensor | Mapping[str, torch.Tensor],
+    model: OpenModel | PreTrainedModel,
+    tokens: int | torch.Tensor | Mapping[str, torch.Tensor] = 36_864,
     *,
     metric: Metric = "fisher",
+    context: int = 512,
+    texts: Sequence[Path | str] = (),
+    kept_tokens: int = KEPT_TOKENS,
+    self_text: Path | str | None = None,
     count: int | Mapping[str, int] | None = None,
     seed: int = 0,
     matmul_dtype: str = "auto",
-    name: str = "model",
+    name: str | None = None,
     out: Path | str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Audit:
-    """Measure what a model's attention uses on given windows of tokens.
+    """Measure what a model's attention uses: what ``headcount audit`` runs, and it writes the same folder.
 
     Args:
-        model: a dense model of a known family.
-        tokens: ids (windows, context), or such tensors by kind of text.
+        model: a dense model of a known family; to read text, as ``open_model`` returns it.
+        tokens: how many tokens of text statistics are gathered on, or token ids: (windows, context), or such tensors
+            by kind of text.
         metric: ``fisher`` (gradients of the loss), ``output`` (of each layer's attention output, no backward
             pass), ``whitened`` (none: the baseline).
-        count: windows of each kind that statistics are gathered on (``None``: all); the rest are kept for
-            ``trim``'s repair.
-        seed: seeds label and direction draws.
+        context: tokens of a window that is cut from text.
+        texts: UTF-8 files to read instead of the default mixture (prose, code, text sampled from the model).
+        kept_tokens: tokens of text to keep for ``trim``'s repair, at least ``tokens``; less where the text ends.
+        self_text: folder for the sampled text, so that audits by several metrics share it; ``None``: inside ``out``.
+        count: with token ids, windows of each kind that statistics are gathered on (``None``: all); the rest are kept
+            for ``trim``'s repair.
+        seed: seeds the choice of text, label and direction draws.
         matmul_dtype: ``auto`` (bfloat16 where the processor multiplies it natively, else the model's own),
             ``model``, or ``bfloat16``. Sums are float64 in any case.
-        name: what the record calls the model.
+        name: what the record calls the model; ``None``: as it was opened, or "model".
         out: run folder; ``None`` keeps everything in memory.
         overwrite: replace a run folder that was made from other inputs.
         progress: told how far it is.
@@ -73,73 +85,66 @@ def audit(
         The ``Audit``; with ``out`` it is also on disk.
 
     Raises:
-        HeadcountError: unknown family, trimmed model, no language-model head (``fisher``), wrong shapes.
+        HeadcountError: unknown family, trimmed model, no language-model head (``fisher``), wrong shapes, text without a
+            tokenizer, text that is too short.
 
     Example:
-        >>> found = audit(model, tokens, metric="output")        # doctest: +SKIP
-        >>> found.directions(0, "values").energies[:4]           # doctest: +SKIP
+        >>> audit(open_model("demo"), out="runs/audit")                    # doctest: +SKIP
+        >>> record = audit(model, token_ids, metric="output")              # doctest: +SKIP
+        >>> record.directions(0, "values").energies[:4]                    # doctest: +SKIP
     """
-    windows = dict(tokens) if isinstance(tokens, Mapping) else {"text": tokens}
-    spec = check_inputs(model, windows, metric)
-    counted = _counted(windows, count)
-    with contextlib.ExitStack() as stack:
-        if out is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headcount-")))
-        else:
-            inputs = {
-                "fingerprint": fingerprint(model),
-                "metric": metric,
-                "seed": seed,
-                "matmul_dtype": str(resolve_matmul_dtype(model, matmul_dtype)),
-                "tokens": {kind: digest(ids.numpy().tobytes()) for kind, ids in windows.items()},
-                "windows": {kind: len(ids) for kind, ids in counted.items()},
-            }
-            folder = open_run_folder(Path(out), "audit", inputs, overwrite)
-        found = run_audit(model, spec, windows, counted, metric, seed, matmul_dtype, name, folder, progress)
-        return found if out is not None else replace(found, folder=None)
-
-
-def _counted(windows: Mapping[str, torch.Tensor], count: int | Mapping[str, int] | None) -> dict[str, torch.Tensor]:
-    """The windows that statistics are gathered on: the first of each kind."""
-    if count is None:
-        return dict(windows)
-    each = count if isinstance(count, Mapping) else dict.fromkeys(windows, count)
-    if any(each.get(kind, 0) < 1 for kind in windows):
-        raise HeadcountError("every kind of text needs at least one window to count", fix="ask for more tokens")
-    return {kind: ids[: each[kind]] for kind, ids in windows.items()}
-
-
-def run_audit(
-    model: PreTrainedModel,
-    spec: ModelSpec,
-    windows: Mapping[str, torch.Tensor],
-    counted: Mapping[str, torch.Tensor],
-    metric: Metric,
-    seed: int,
-    matmul_dtype: str,
-    name: str,
-    folder: Path,
-    progress: Progress,
-    control_tokens: Mapping[str, int] | None = None,
-) -> Audit:
-    """Run or go on with an audit in a folder that is opened already; see ``audit``.
-
-    ``control_tokens``: what ``TextRecord.control_tokens`` says of each kind of text.
-    """
-    if (folder / RECORD).is_file():
-        return Audit.open(folder)
-    family = family_of(model.config)
-    dtype = resolve_matmul_dtype(model, matmul_dtype)
-    ids = torch.cat(list(counted.values()))
-    watch = Stopwatch()
-    run = gather_fisher if metric == "fisher" else gather_layerwise
-    moments = run(model, family, spec, ids, metric, seed, dtype, folder, watch, progress)
-    record = AuditRecord(
-        model=name,
-        fingerprint=fingerprint(model),
-        spec=spec,
+    opened = model if isinstance(model, OpenModel) else None
+    live = model.model if isinstance(model, OpenModel) else model
+    text: TokenIds | ReadText
+    if not isinstance(tokens, int):
+        if texts:
+            raise HeadcountError("both token ids and texts are given", fix="give one of them")
+        text = TokenIds(tokens, count)
+    elif opened is None:
+        raise HeadcountError(
+            "a model without a tokenizer cannot read text", fix="pass what headcount.open_model returns, or token ids"
+        )
+    else:
+        text = ReadText(
+            opened,
+            tokens=tokens,
+            context=context,
+            texts=texts,
+            kept_tokens=kept_tokens,
+            self_text=self_text,
+            seed=seed,
+            overwrite=overwrite,
+        )
+    check_inputs(live, text.windows, metric)
+    options = AuditOptions(
         metric=metric,
         seed=seed,
+        dtype=resolve_matmul_dtype(live, matmul_dtype),
+        name=name or (opened.name if opened else "model"),
+        progress=progress,
+    )
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="headcount-") as place:
+            return replace(run_audit(live, text.complete(Path(place), options), options, Path(place)), folder=None)
+    inputs = text.inputs(opened.fingerprint if opened else fingerprint(live), options)
+    folder = open_run_folder(Path(out), "audit", inputs, overwrite)
+    if (folder / RECORD).is_file():
+        return Audit.open(folder)
+    return run_audit(live, text.complete(folder, options), options, folder)
+
+
+def run_audit(model: PreTrainedModel, text: AuditText, options: AuditOptions, folder: Path) -> Audit:
+    """Run an audit in a folder, or resume it there; see ``audit``."""
+    ids = torch.cat(list(text.counted.values()))
+    watch = Stopwatch()
+    gather = gather_fisher if options.metric == "fisher" else gather_layerwise
+    moments = gather(model, ids, options, folder, watch)
+    record = AuditRecord(
+        model=options.name,
+        fingerprint=fingerprint(model),
+        spec=read_spec(model),
+        metric=options.metric,
+        seed=options.seed,
         context=ids.shape[1],
         tokens=ids.numel(),
         texts=[
@@ -148,20 +153,20 @@ def run_audit(
                 windows=len(part),
                 tokens=part.numel(),
                 digest=digest(part.numpy().tobytes()),
-                control_tokens=(control_tokens or {}).get(kind, 0),
+                control_tokens=text.control_tokens.get(kind, 0),
             )
-            for kind, part in counted.items()
+            for kind, part in text.counted.items()
         ],
-        layers=_layer_records(moments, spec, metric, model, progress),
+        layers=_layer_records(moments, model, options),
     )
-    timing = _timing(watch, ids.numel(), dtype, model)
-    kept = {kind: part.to(torch.int32) for kind, part in windows.items()}
+    timing = _timing(watch, ids.numel(), options.dtype, model)
+    windows = {kind: part.to(torch.int32) for kind, part in text.windows.items()}
     write_tensors(folder / MOMENTS, moments)
-    write_tensors(folder / TOKENS, kept)
+    write_tensors(folder / TOKENS, windows)
     write_json(folder / TIMING, timing)
     write_json(folder / RECORD, record)
     shutil.rmtree(folder / "work", ignore_errors=True)
-    return Audit(record, moments, kept, timing, folder)
+    return Audit(record, moments, windows, timing, folder)
 
 
 def check_inputs(model: PreTrainedModel, windows: Mapping[str, torch.Tensor], metric: str) -> ModelSpec:
@@ -216,31 +221,31 @@ def resolve_matmul_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | N
 
 
 def _layer_records(
-    moments: Mapping[str, torch.Tensor], spec: ModelSpec, metric: str, model: PreTrainedModel, progress: Progress
+    moments: Mapping[str, torch.Tensor], model: PreTrainedModel, options: AuditOptions
 ) -> list[LayerRecord]:
-    found = []
-    family = family_of(model.config)
+    family, spec = family_of(model.config), read_spec(model)
+    records = []
     for index, layer in enumerate(layers_of(model, family)):
-        progress("spectra", index, len(spec.layers))
+        options.progress("spectra", index, len(spec.layers))
         weights = projections_of(layer, family, model.config)
-        found.append(_layer_record(moments, spec, index, metric, unused_sides(moments, index, weights)))
-    progress("spectra", len(spec.layers), len(spec.layers))
-    return found
+        records.append(_layer_record(moments, spec, index, options.metric, unused_sides(moments, index, weights)))
+    options.progress("spectra", len(spec.layers), len(spec.layers))
+    return records
 
 
 def _layer_record(
-    moments: Mapping[str, torch.Tensor], spec: ModelSpec, index: int, metric: str, unused: tuple[UnusedSide, ...]
+    moments: Mapping[str, torch.Tensor], spec: ModelSpec, index: int, metric: Metric, unused: tuple[UnusedSide, ...]
 ) -> LayerRecord:
-    own = LayerSums(spec, index)
-    own.restore(dict(moments))
+    sums = LayerSums(spec, index)
+    sums.restore(dict(moments))
     sides = {}
-    for side in own.moments.sides:
-        found = read_moments(moments, index, side, metric)
-        blocks = head_blocks(*found, spec.layers[index].n_kv_heads)
+    for side in sums.moments.sides:
+        side_moments = read_moments(moments, index, side, metric)
+        blocks = head_blocks(*side_moments, spec.layers[index].n_kv_heads)
         sides[side] = SideRecord(
-            joint=directions(*found).energies.tolist(), per_head=[block.energies.tolist() for block in blocks]
+            joint=directions(*side_moments).energies.tolist(), per_head=[block.energies.tolist() for block in blocks]
         )
-    heads = [HeadRecord(**head) for head in own.heads.averages()]
+    heads = [HeadRecord(**head) for head in sums.heads.averages()]
     return LayerRecord(layer=index, heads=heads, sides=sides, unused=unused)
 
 

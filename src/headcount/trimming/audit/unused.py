@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 
 from headcount.pretrained.families import Projections
+from headcount.trimming.audit.schema import UnusedSide
 from headcount.trimming.audit.spectra import is_constant
-
-UnusedSide = Literal["keys", "values"]
 
 
 def unused_sides(moments: Mapping[str, torch.Tensor], layer: int, weights: Projections) -> tuple[UnusedSide, ...]:

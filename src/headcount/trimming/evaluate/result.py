@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount.core.errors import HeadcountError
+from headcount.core.extras import optional_imports
 from headcount.core.store import read_json
 from headcount.trimming.evaluate.record import RECORD, TIMING, EvaluationRecord, Group, TimingRecord
 
@@ -78,7 +79,8 @@ class Evaluation:
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a model and kind of text: the qualities."""
-        import pandas as pd
+        with optional_imports():
+            import pandas as pd
 
         rows = [
             {"model": model.name, **model.text(text.kind).model_dump(), "perplexity_ratio": ratios[text.kind]}
@@ -90,7 +92,8 @@ class Evaluation:
 
     def table(self) -> pd.DataFrame:
         """One row a model: what ``summary_json`` says of it, without the dictionaries."""
-        import pandas as pd
+        with optional_imports():
+            import pandas as pd
 
         rows = []
         for row in summary_json(self)["models"]:

@@ -19,7 +19,8 @@ from headcount.core.errors import CheckFailedError
 from headcount.core.progress import Progress, silent
 from headcount.core.store import digest, open_run_folder, read_json, write_json
 from headcount.pretrained.families import family_of, read_spec
-from headcount.pretrained.opening.loading import OpenModel, fingerprint
+from headcount.pretrained.opening.fingerprint import fingerprint
+from headcount.pretrained.opening.loading import OpenModel
 from headcount.pretrained.runtimes.origin import origin_of
 from headcount.trimming.evaluate.cache import measure_cache
 from headcount.trimming.evaluate.checks import check_ids, check_models

@@ -19,6 +19,8 @@ MEMORY_SHARE = 0.8
 SMALLEST_CONTEXT = 16
 RESERVE = 1.5
 """What a cache that grows in place may hold, over what is in it."""
+REBUILT_COPIES = 4
+"""Copies of the rebuilt keys that a step may hold at once while it rotates them."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def cache_estimate_bytes(subject: Subject, way: Way, size: Size) -> int:
         own = tokens * layer.cache_numbers_per_token
         held += own * (RESERVE if way != "stock" and layer.window is None else 1)
         scores = 3 * tokens * layer.n_heads
-        rebuilt = 4 * tokens * layer.k_width if layer.form == "small" else 0
+        rebuilt = REBUILT_COPIES * tokens * layer.rebuilt_numbers_per_token
         step = max(step, own + scores + rebuilt)
     return int((held + step) * item)
 

@@ -3,7 +3,8 @@
 A *column* is one side of one layer (or of one head): energies e_1 >= e_2 >= ... of its directions. Keeping its
 first r directions caches r numbers a token and drops the rest of the energies. Ranks are multiples of
 ``multiple`` (the last step of a column may be smaller), at least one step each. Every allocator meets the budget
-from below and misses it by less than one multiple.
+from below and misses it by less than one multiple. ``fixed`` numbers a token are cached whatever the ranks and are
+part of the budget.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def dropped(columns: Columns, ranks: Sequence[int]) -> float:
     return float(sum(sum(column[rank:]) for column, rank in zip(columns, ranks, strict=True)))
 
 
-def greedy(columns: Columns, budget: int, multiple: int) -> list[int]:
+def greedy(columns: Columns, budget: int, multiple: int, fixed: int = 0) -> list[int]:
     """The ranks that drop the least energy.
 
     Energies descend, so a column's steps have diminishing gains and taking the largest gain per number first is
@@ -51,24 +52,26 @@ def greedy(columns: Columns, budget: int, multiple: int) -> list[int]:
     def gain(index: int, rank: int, size: int) -> float:
         return (sums[index][rank + size] - sums[index][rank]) / size
 
-    return _fill(columns, budget, multiple, gain)
+    return _fill(columns, budget, multiple, fixed, gain)
 
 
-def uniform(columns: Columns, budget: int, multiple: int) -> list[int]:
+def uniform(columns: Columns, budget: int, multiple: int, fixed: int = 0) -> list[int]:
     """The same share of every column, as near as multiples allow: the baseline.
 
     >>> uniform([[9.0, 1.0], [5.0, 4.0]], budget=2, multiple=1)
     [1, 1]
     """
-    return _fill(columns, budget, multiple, lambda index, rank, size: -(rank + size) / len(columns[index]))
+    return _fill(columns, budget, multiple, fixed, lambda index, rank, size: -(rank + size) / len(columns[index]))
 
 
-def _fill(columns: Columns, budget: int, multiple: int, gain: Callable[[int, int, int], float]) -> list[int]:
+def _fill(
+    columns: Columns, budget: int, multiple: int, fixed: int, gain: Callable[[int, int, int], float]
+) -> list[int]:
     """Take the step of the largest gain that fits, until none does; ties go to the earlier column."""
-    check_budget(columns, budget, multiple)
+    check_budget(columns, budget, multiple, fixed)
     steps = [steps_of(len(column), multiple) for column in columns]
     ranks = [own[0] for own in steps]
-    left = budget - sum(ranks)
+    left = budget - fixed - sum(ranks)
     queue: list[tuple[float, int, int]] = []
 
     def offer(index: int, taken: int) -> None:
@@ -88,11 +91,11 @@ def _fill(columns: Columns, budget: int, multiple: int, gain: Callable[[int, int
     return ranks
 
 
-def check_budget(columns: Columns, budget: int, multiple: int) -> None:
+def check_budget(columns: Columns, budget: int, multiple: int, fixed: int = 0) -> None:
     """Refuse a multiple or a budget that no ranks meet, naming the smallest that some do."""
     if multiple < 1:
         raise HeadcountError(f"a multiple of {multiple} is not possible", fix="use 1 or more")
-    smallest = smallest_budget(columns, multiple)
+    smallest = fixed + smallest_budget(columns, multiple)
     if budget < smallest:
         total = sum(map(len, columns))
         raise HeadcountError(

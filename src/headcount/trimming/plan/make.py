@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from headcount.core.errors import HeadcountError
-from headcount.core.spec import LayerSpec, ModelSpec
-from headcount.core.store import open_run_folder, read_json, write_json
-from headcount.trimming.audit.record import RECORD, Audit, Metric, unused_notes
-from headcount.trimming.plan.allocators import Columns, dropped, greedy, uniform
+from headcount.core.extras import optional_imports
+from headcount.core.forms import DEFAULT_FORM, trimmed_form
+from headcount.core.spec import LayerSpec, ModelSpec, TrimmedFormName
+from headcount.core.store import digest, open_run_folder, read_json, write_json
+from headcount.trimming.audit.record import Audit, unused_notes
+from headcount.trimming.audit.schema import RECORD, Metric
+from headcount.trimming.plan.allocators import Columns, dropped, greedy, smallest_budget, uniform
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Allocator = Literal["greedy", "uniform", "per-head"]
-PlanForm = Literal["fast", "small"]
+PlanForm = TrimmedFormName
 PLAN = "plan.json"
 PARETO_SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0)
 
@@ -66,6 +69,11 @@ class PlanRecord(_Record):
     layers: list[LayerPlan]
     pareto: list[ParetoPoint]
 
+    @property
+    def digest(self) -> str:
+        """A hash of all that the plan says but where its audit lies: trimmed models keep it (``Origin.plan``)."""
+        return digest(self.model_dump_json(exclude={"audit"}))
+
 
 @dataclass
 class Plan:
@@ -82,7 +90,8 @@ class Plan:
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a layer."""
-        import pandas as pd
+        with optional_imports():
+            import pandas as pd
 
         return pd.DataFrame([layer.model_dump() for layer in self.record.layers]).set_index("layer")
 
@@ -128,12 +137,13 @@ def check_ranks(record: PlanRecord, spec: ModelSpec) -> None:
 
 
 def planned_spec(dense: ModelSpec, record: PlanRecord) -> ModelSpec:
-    """The attention that a plan asks for. Without a rotary embedding both forms are the fast one."""
+    """The attention that a plan asks for; a layer without a rotary embedding has the form that ``in_layer`` says."""
+    form = trimmed_form(record.form)
     layers = [
         LayerSpec(
             **layer.model_dump(exclude={"form", "k_rank", "v_rank", "o_bias"}),
             o_bias=True,
-            form=record.form if layer.rotary_dim else "fast",
+            form=form.in_layer(layer.rotary_dim > 0).name,
             k_rank=own.k_rank,
             v_rank=own.v_rank,
         )
@@ -146,7 +156,7 @@ def plan(
     audit: Audit,
     *,
     cache: float = 0.5,
-    form: PlanForm = "fast",
+    form: PlanForm = DEFAULT_FORM,
     allocator: Allocator = "greedy",
     multiple: int = 4,
     out: Path | str | None = None,
@@ -157,7 +167,7 @@ def plan(
     Args:
         audit: the evidence.
         cache: share of the dense model's cached numbers to keep, in (0, 1].
-        form: ``fast`` or ``small`` (see ``headcount.core.spec.Form``).
+        form: ``fast`` or ``small`` (see ``headcount.core.forms``).
         allocator: ``greedy`` over the joint spectra of all layers and sides, ``uniform`` shares, or ``per-head``
             (greedy over the spectra of single KV heads, which then keep latents of their own).
         multiple: ranks are rounded to multiples of this.
@@ -174,8 +184,7 @@ def plan(
     """
     if not (isinstance(cache, int | float) and math.isfinite(cache) and 0 < cache <= 1):
         raise HeadcountError(f"a cache share of {cache} is not possible", fix="use a number above 0 and up to 1")
-    if form not in ("fast", "small"):
-        raise HeadcountError(f"unknown form {form!r}", fix="use fast or small")
+    asked = trimmed_form(form)
     if allocator not in ("greedy", "uniform", "per-head"):
         raise HeadcountError(f"unknown allocator {allocator!r}", fix="use greedy, uniform or per-head")
     spec = audit.record.spec
@@ -183,15 +192,16 @@ def plan(
         raise HeadcountError(f"{audit.record.model} is an encoder and has no cache to plan", fix="plan a decoder")
     columns = _columns(audit, form, allocator)
     total = sum(map(len, columns))
-    ranks = _ranks(columns, int(cache * total + 1e-9), multiple, allocator)
+    fixed = sum(asked.in_layer(own.rotary_dim > 0).fixed_cache_numbers_per_token(own) for own in spec.layers)
+    ranks = _ranks(columns, int(cache * total + 1e-9), multiple, allocator, fixed)
     fisher = audit.record.metric == "fisher"
     layers = _layer_plans(spec, ranks, allocator)
-    points = [(sum(ranks) / total, dropped(columns, ranks))]
-    smallest = sum(min(multiple, len(column)) for column in columns)
+    points = [((fixed + sum(ranks)) / total, dropped(columns, ranks))]
+    smallest = fixed + smallest_budget(columns, multiple)
     for share in PARETO_SHARES:
         if share * total >= smallest:
-            others = _ranks(columns, int(share * total + 1e-9), multiple, allocator)
-            points.append((sum(others) / total, dropped(columns, others)))
+            others = _ranks(columns, int(share * total + 1e-9), multiple, allocator, fixed)
+            points.append(((fixed + sum(others)) / total, dropped(columns, others)))
     folder = None if out is None else Path(out)
     record = PlanRecord(
         model=audit.record.model,
@@ -230,8 +240,8 @@ def _columns(audit: Audit, form: str, allocator: str) -> Columns:
     return columns
 
 
-def _ranks(columns: Columns, budget: int, multiple: int, allocator: str) -> list[int]:
-    return uniform(columns, budget, multiple) if allocator == "uniform" else greedy(columns, budget, multiple)
+def _ranks(columns: Columns, budget: int, multiple: int, allocator: str, fixed: int) -> list[int]:
+    return (uniform if allocator == "uniform" else greedy)(columns, budget, multiple, fixed)
 
 
 def _layer_plans(spec: ModelSpec, ranks: list[int], allocator: str) -> list[LayerPlan]:

@@ -26,7 +26,8 @@ from headcount.pretrained.families import (
     layers_of,
     projections_of,
 )
-from headcount.pretrained.opening.loading import fingerprint, is_trimmed
+from headcount.pretrained.opening.fingerprint import fingerprint
+from headcount.pretrained.opening.loading import is_trimmed
 from headcount.pretrained.runtimes.register import register_trimmed
 from headcount.trimming.audit.record import Audit
 from headcount.trimming.audit.spectra import Directions
@@ -143,7 +144,7 @@ def _attention_tensors(weights: Projections, plan: Plan, index: int, config: Any
         if weights.k_bias is not None:
             made["k_proj.bias"] = weights.k_bias
     made["k_up.weight"] = k_up
-    if layer.form == "small":
+    if layer.rebuilds_keys:
         made["k_up.bias"] = _constant(k_mean, k_down, k_up, weights.k_bias if layer.folds_keys else None)
     heads = layer.n_heads
     group = torch.arange(heads, device=weights.o.device) // (heads // layer.n_kv_heads)

@@ -24,20 +24,25 @@ _BEGIN, _END = "<!-- headcount: measured cost -->", "<!-- headcount: end of meas
 _UNMEASURED = "Not measured yet. `headcount evaluate SOURCE FOLDER` measures it and writes it here."
 
 
-def write_card(folder: Path, plan: Plan, source: Source | None, *, repaired: bool, ridge: float) -> None:
-    """Write ``README.md`` into a trimmed folder, and copy the source's licence files beside it."""
+def write_card(
+    folder: Path, plan: Plan, source: Source | None, *, repaired: bool, ridge: float, own_tokens: bool = False
+) -> None:
+    """Write ``README.md`` into a trimmed folder, and copy the source's licence files beside it; see ``card``."""
     source = source or Source(Path(plan.record.model).name or "model")
     for file in source.licence_files:
         write_atomic(folder / file.name, lambda place, file=file: _copy(file, place))  # type: ignore[misc]
-    write_text(folder / CARD, card(plan, source, repaired=repaired, ridge=ridge))
+    write_text(folder / CARD, card(plan, source, repaired=repaired, ridge=ridge, own_tokens=own_tokens))
 
 
 def _copy(file: Path, place: Path) -> None:
     shutil.copyfile(file, place)
 
 
-def card(plan: Plan, source: Source, *, repaired: bool, ridge: float) -> str:
-    """The text of a card: what, from what, how it loads, how it was made, what it costs, limits, licence."""
+def card(plan: Plan, source: Source, *, repaired: bool, ridge: float, own_tokens: bool = False) -> str:
+    """The text of a card: what, from what, how it loads, how it was made, what it costs, limits, licence.
+
+    ``own_tokens``: the repair used token ids that the caller passed, which no command line does.
+    """
     from huggingface_hub import ModelCardData
 
     record, audit = plan.record, plan.audit.record
@@ -72,6 +77,8 @@ def card(plan: Plan, source: Source, *, repaired: bool, ridge: float) -> str:
         if repaired
         else "not refitted (no repair)"
     )
+    if repaired and own_tokens:
+        repair += ", on token ids passed in Python (the commands above use the audit's own)"
     parts = [
         f"---\n{front.strip()}\n---",
         f"# {name}, trimmed to {share} of its KV cache",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,141 +16,117 @@ from headcount.core.progress import Progress, silent
 from headcount.core.store import digest, open_run_folder, require_space, write_json
 from headcount.pretrained.families import read_spec
 from headcount.pretrained.opening.fingerprint import weights_fingerprint
-from headcount.pretrained.opening.loading import quiet_transformers
+from headcount.pretrained.opening.loading import OpenModel, open_model, quiet_transformers
 from headcount.pretrained.opening.source import Source
 from headcount.pretrained.runtimes.origin import Origin, write_origin
-from headcount.trimming.audit.record import unused_notes
 from headcount.trimming.audit.run import resolve_matmul_dtype
 from headcount.trimming.plan.make import Plan
 from headcount.trimming.trim.build import build, check_model
 from headcount.trimming.trim.card import write_card
+from headcount.trimming.trim.record import RECORD, TrimRecord
 from headcount.trimming.trim.repair import RIDGE, repair
 
-RECORD = "trim.json"
 SHARD_BYTES = 2**31
 """Largest weights file of a checkpoint."""
 
 
 def trim(
-    model: PreTrainedModel,
+    model: OpenModel | PreTrainedModel,
     plan: Plan,
     *,
     tokens: torch.Tensor | Mapping[str, torch.Tensor] | None = None,
     repair_output: bool = True,
     ridge: float = RIDGE,
     matmul_dtype: str = "auto",
-    work: Path | str | None = None,
+    out: Path | str | None = None,
+    overwrite: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    source: Source | None = None,
     progress: Progress = silent,
 ) -> PreTrainedModel:
-    """A new model whose attention keeps latents of the plan's ranks.
+    """A new model whose attention keeps latents of the plan's ranks: what ``headcount trim`` runs.
 
     What is not attention shares its memory with ``model``, which is not changed; copy it before training both.
 
+    With ``out`` the model is also written there as a checkpoint: safetensors, config, generation config, tokenizer, the
+    modeling files, ``trim.json``, a model card and the licence files of ``source``. transformers loads it anywhere with
+    ``trust_remote_code=True``, and without it where headcount is installed and imported.
+
     Args:
-        model: the dense model that the plan was made for.
+        model: the dense model that the plan was made for, alone or as ``open_model`` returns it.
         plan: ranks, and the audit that they and the directions come from.
         tokens: windows to repair on; ``None``: the audit's own calibration windows.
         repair_output: refit the output matrices in closed form (see ``repair``).
         ridge: pull toward the unrepaired matrices.
         matmul_dtype: as in ``audit``.
-        work: folder for the repair's streams, so that a killed run goes on; ``None``: a temporary one.
+        out: run folder; ``None`` keeps everything in memory. An interrupted run resumes in it.
+        overwrite: replace a run folder that was made from other inputs.
+        tokenizer: saved with the checkpoint; ``None``: that of an ``OpenModel``.
+        source: named by the model card; ``None``: that of an ``OpenModel``.
         progress: told how far it is.
+
+    Returns:
+        The trimmed model. ``TrimRecord.open(out)`` reads what ``trim.json`` says of it.
 
     Raises:
         HeadcountError: the plan is for another model, or asks for ranks the model has no room for.
         CheckFailedError: the result does not keep the ranks that were planned.
 
     Example:
-        >>> smaller = trim(model, plan)            # doctest: +SKIP
+        >>> smaller = trim(opened, plan, out="runs/model")            # doctest: +SKIP
     """
+    if isinstance(model, OpenModel):
+        tokenizer, source, model = tokenizer or model.tokenizer, source or model.source, model.model
     check_age(model, plan)
+    check_model(model, plan)
+    windows = plan.audit.windows if tokens is None else tokens if isinstance(tokens, Mapping) else {"text": tokens}
+    dtype = resolve_matmul_dtype(model, matmul_dtype)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        inputs = {
+            "plan": plan.record.digest,
+            "repair": repair_output,
+            "ridge": ridge,
+            "matmul_dtype": str(dtype),
+            "tokens": {kind: digest(ids.numpy().tobytes()) for kind, ids in windows.items()},
+        }
+        open_run_folder(folder, "trim", inputs, overwrite)
+        size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        require_space(folder, 2 * size)
+        if (folder / RECORD).is_file():
+            TrimRecord.open(folder)  # A damaged record is refused before its weights are read.
+            return open_model(folder, tokenizer=False).model
     trimmed = build(model, plan)
-    repaired_on = list(tokens) if isinstance(tokens, Mapping) else []
     if repair_output:
-        windows = plan.audit.windows if tokens is None else tokens
-        ids = torch.cat(list(windows.values())) if isinstance(windows, Mapping) else windows
+        ids = torch.cat(list(windows.values())).long()
         with contextlib.ExitStack() as stack:
-            place = Path(work or stack.enter_context(tempfile.TemporaryDirectory(prefix="headcount-")))
-            dtype = resolve_matmul_dtype(model, matmul_dtype)
-            repair(model, trimmed, ids.long(), place, ridge=ridge, dtype=dtype, progress=progress)
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="headcount-")) if folder is None else folder
+            repair(model, trimmed, ids, Path(place) / "work", ridge=ridge, dtype=dtype, progress=progress)
+    kinds = [text.kind for text in plan.audit.record.texts] + (list(tokens) if isinstance(tokens, Mapping) else [])
     origin = Origin(
-        calibrated_on=tuple(dict.fromkeys([text.kind for text in plan.audit.record.texts] + repaired_on)),
+        calibrated_on=tuple(dict.fromkeys(kinds)),
         metric=plan.record.metric,
         allocator=plan.record.allocator,
         repaired=repair_output,
+        plan=plan.record.digest,
     )
     write_origin(trimmed.config, origin)
+    check_trimmed(trimmed, plan)
+    if folder is not None:
+        save(trimmed, tokenizer, folder)
+        write_card(folder, plan, source, repaired=repair_output, ridge=ridge, own_tokens=tokens is not None)
+        write_json(folder / RECORD, TrimRecord.of(plan, repaired=repair_output))
+        shutil.rmtree(folder / "work", ignore_errors=True)
+    return trimmed
+
+
+def check_trimmed(trimmed: PreTrainedModel, plan: Plan) -> None:
+    """Refuse a result that does not keep the planned ranks, or that is not finite."""
     if read_spec(trimmed) != plan.spec:
         raise CheckFailedError("the trimmed model does not have the planned attention")
     for name, tensor in trimmed.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CheckFailedError(f"{name} is not finite after trimming", fix="audit more tokens, or use --no-repair")
-    return trimmed
-
-
-def trim_to_folder(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    plan: Plan,
-    out: Path | str,
-    *,
-    repair_output: bool = True,
-    ridge: float = RIDGE,
-    matmul_dtype: str = "auto",
-    overwrite: bool = False,
-    source: Source | None = None,
-    progress: Progress = silent,
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """``trim``, written to ``out`` as a checkpoint; returns the model and what ``trim.json`` says.
-
-    The folder has safetensors, config, generation config, tokenizer, the modeling files, a model card and the licence
-    files of ``source`` (``OpenModel.source``): transformers loads it anywhere with ``trust_remote_code=True``, and
-    without it where headcount is installed and imported.
-    """
-    check_age(model, plan)
-    check_model(model, plan)
-    out = Path(out)
-    inputs = {
-        "plan": digest(plan.record.model_dump_json(exclude={"audit"})),
-        "repair": repair_output,
-        "ridge": ridge,
-        "matmul_dtype": str(resolve_matmul_dtype(model, matmul_dtype)),
-        "tokens": {kind: digest(ids.numpy().tobytes()) for kind, ids in plan.audit.windows.items()},
-    }
-    open_run_folder(out, "trim", inputs, overwrite)
-    size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    require_space(out, 2 * size)
-    if (out / RECORD).is_file():
-        from headcount.pretrained.opening.loading import open_model
-
-        return open_model(out, tokenizer=False).model, json.loads((out / RECORD).read_text(encoding="utf-8"))
-    trimmed = trim(
-        model,
-        plan,
-        repair_output=repair_output,
-        ridge=ridge,
-        matmul_dtype=matmul_dtype,
-        work=out / "work",
-        progress=progress,
-    )
-    save(trimmed, tokenizer, out)
-    write_card(out, plan, source, repaired=repair_output, ridge=ridge)
-    record = {
-        "model": plan.record.model,
-        "form": plan.record.form,
-        "allocator": plan.record.allocator,
-        "metric": plan.record.metric,
-        "cache_ratio": plan.record.cache_ratio,
-        "repaired": repair_output,
-        "attention_parameters": plan.spec.attention_params,
-        "attention_parameters_dense": plan.audit.record.spec.attention_params,
-        "cache_numbers_per_token": plan.spec.cache_numbers_per_token,
-        "layers": [layer.model_dump() for layer in plan.record.layers],
-        "notes": unused_notes(plan.audit.record),
-    }
-    write_json(out / RECORD, record)
-    shutil.rmtree(out / "work", ignore_errors=True)
-    return trimmed, record
 
 
 def check_age(model: PreTrainedModel, plan: Plan) -> None:

@@ -1,14 +1,12 @@
-"""Figures: E_pos by heads, and the error of a layer by heads at a fixed heads x dimension."""
+"""Figure: E_pos, how well H heads single out a lag, against the number of heads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, PINK, write_figure
+from headcount.core.drawing import BLUE, GREEN, GREY, ORANGE, PINK, Canvas, canvas
+from headcount.lab.figures.base import Data, Figure, Inputs
 from headcount.lags import rotary
-from headcount.lags.solver import allocate
 from headcount.lags.table import POSITIONS, shipped
 
 LAGS = (1, 2, 3, 8, 24)
@@ -17,56 +15,51 @@ DIMS = (8, 16, 64)
 """Rotary dimensions that are drawn."""
 _SHOWN = 12
 """Heads in the panels: beyond, nothing falls."""
+GOAL = 0.1
+"""The error that the verdict counts heads for."""
 _NEAR = 1e-6
 """Errors below the search's resolution are drawn at it."""
 _PANELS: list[tuple[str, int | None]] = [("alibi", None), ("t5", None), ("learned", None), *(("rope", d) for d in DIMS)]
 
 
-def error_rows(lags: Sequence[int] = LAGS) -> list[dict[str, Any]]:
+def rows(lags: Sequence[int] = LAGS) -> Data:
     """A row for each scheme, rotary dimension, lag and number of heads: E_pos and what is proved to lie below it."""
-    rows = []
+    result: Data = []
     for position in POSITIONS:
         table = shipped(position)
         for dim in DIMS if table.dims else (None,):
             for lag in lags:
                 pairs = zip(table.errors(lag, dim=dim), table.lower(lag, dim=dim), strict=True)
                 cell = {"position": position, "dim": dim, "lag": lag}
-                rows += [
+                result += [
                     cell | {"heads": heads, "error": float(error), "lower": float(lower)}
                     for heads, (error, lower) in enumerate(pairs, 1)
                 ]
-    return rows
+    return result
 
 
-def size_rows(lags: Sequence[int], budget: int, spectra: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    """A row for each scheme and number of heads of a uniform layer with heads x dimension <= budget."""
-    rows = []
-    for position in POSITIONS:
-        table = shipped(position)
-        found = allocate(lags, budget, [table.by_dim(lag) for lag in lags], spectra)
-        rows += [
-            {
-                "position": position,
-                "lags": " ".join(str(lag) for lag in lags),
-                "budget": budget,
-                "heads": own.heads,
-                "dim": own.dim,
-                "error": own.error,
-                "best split": found.error,
-            }
-            for own in found.curve
-        ]
-    return rows
+def verdict(data: Data) -> str:
+    """The fewest heads that single out each lag to within ``GOAL``, by scheme."""
+    lags = list(dict.fromkeys(row["lag"] for row in data))
+    parts = []
+    for position, dim in _PANELS:
+        panel = [row for row in data if (row["position"], row["dim"]) == (position, dim)]
+        counts = []
+        for lag in lags:
+            enough = [row["heads"] for row in panel if row["lag"] == lag and row["error"] <= GOAL]
+            counts.append(str(min(enough)) if enough else "-")
+        name = position if dim is None else f"{position} of {dim} dimensions"
+        parts.append(f"{name} {', '.join(counts)}")
+    asked = f"at lags {', '.join(map(str, lags))}"
+    return f"Fewest heads found with E_pos of at most {GOAL:g} {asked} (-: none found): {'; '.join(parts)}."
 
 
-def draw_errors(data: Sequence[dict[str, Any]], folder: Path, name: str = "position_errors") -> dict[str, Path]:
+def draw(data: Data) -> Canvas:
     """Draw E_pos against heads, a panel for each scheme and rotary dimension.
 
     Curves of rotary heads end where the search ends: at ``rotary.HEADS`` heads, or at an error of ``rotary.ENOUGH``.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    figure = canvas(12, 6.4)
     for axes, (position, dim) in zip(figure.subplots(2, 3, sharex=True, sharey=True).flat, _PANELS, strict=True):
         panel = [row for row in data if (row["position"], row["dim"]) == (position, dim) and row["heads"] <= _SHOWN]
         for place, lag in enumerate(dict.fromkeys(row["lag"] for row in panel)):
@@ -90,7 +83,7 @@ def draw_errors(data: Sequence[dict[str, Any]], folder: Path, name: str = "posit
         f"The search of rotary kernels ends at {rotary.HEADS} heads or at an error of {rotary.ENOUGH:g}.",
         fontsize=11,
     )
-    return write_figure(figure, data, folder, name)
+    return figure
 
 
 def _searched(errors: Sequence[float]) -> int:
@@ -98,23 +91,16 @@ def _searched(errors: Sequence[float]) -> int:
     return next((heads for heads, error in enumerate(errors, 1) if error <= rotary.ENOUGH), rotary.HEADS)
 
 
-def draw_sizes(data: Sequence[dict[str, Any]], folder: Path, name: str = "heads_at_fixed_size") -> dict[str, Path]:
-    """Draw the error of uniform layers against their heads, and the best split of each scheme as a line."""
-    from matplotlib.figure import Figure
+def data(inputs: Inputs) -> Data:
+    """All schemes at ``LAGS``, from the shipped tables."""
+    return rows()
 
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for colour, position in zip(COLOURS, POSITIONS, strict=False):
-        own = [row for row in data if row["position"] == position]
-        errors = [row["error"] for row in own]
-        # The shortest lags have T5 buckets of their own, so that its line lies under that of learned positions.
-        width = 5 if position == "t5" else 1.5
-        axes.plot([row["heads"] for row in own], errors, color=colour, linewidth=width, label=position)
-        axes.axhline(own[0]["best split"], color=colour, linestyle=":", linewidth=1)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel(f"heads H, of dimension {data[0]['budget']} / H each")
-    axes.set_ylabel("bound on the error")
-    axes.set_title(f"A layer that extracts lags {data[0]['lags'].replace(' ', ', ')} (dotted: the best unequal split)")
-    axes.legend(fontsize=8, frameon=False)
-    return write_figure(figure, data, folder, name)
+
+FIGURE = Figure(
+    name="position-errors",
+    title="E_pos by heads, for each position scheme",
+    data=data,
+    verdict=verdict,
+    draw=draw,
+    file="position_errors",
+)
