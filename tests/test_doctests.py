@@ -15,6 +15,8 @@ import headcount
 MODULES = [
     name for _, name, _ in pkgutil.walk_packages(headcount.__path__, "headcount.") if not name.endswith("__main__")
 ]
+DOCS = ROOT / "docs"
+PAGES = sorted(page.stem for page in DOCS.glob("*.md") if ">>> " in page.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -22,10 +24,9 @@ def test_examples_hold(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-@pytest.mark.parametrize("page", ["bounds", "constructions", "tasks"])
+@pytest.mark.parametrize("page", PAGES)
 def test_examples_of_the_pages_hold(page: str) -> None:
-    path = ROOT / "docs" / f"{page}.md"
-    result = doctest.testfile(str(path), module_relative=False)
+    result = doctest.testfile(str(DOCS / f"{page}.md"), module_relative=False)
     assert result.failed == 0 < result.attempted
 
 
