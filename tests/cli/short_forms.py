@@ -15,7 +15,7 @@ VALUES = {
     "MODEL": "MODEL",  # a folder of this name, with a tiny model, lies in every test's folder
     "PLAN": "runs/plan",
     "AUDIT": "runs/audit",
-    "FOLDERS": "runs",
+    "FOLDERS": "runs/audit",
     "TASK": "qsa",
     "ID": "qsa-radon",
     "FORM": "small",
@@ -148,9 +148,10 @@ RULES = (
     Rule(r"headcount evaluate( --|$)", EVALUATION, {"evaluate": "evaluate MODEL"}),
     Rule(r"headcount evaluate", EVALUATION),
     Rule(r"headcount demo", {"--model": "MODEL", "--quick": "", "--decode": "2x16"}),
-    Rule(r"headcount learn match3", {"--steps": "2", "--parameters": "2000"}),
+    Rule(r"headcount learn match3", {"--steps": "2", "--params": "2000"}),
     Rule(r"headcount learn", {"--steps": "2"}),
     Rule(r"headcount sweep grid.toml", {"--workers": "1"}),
+    Rule(r"headcount figure saturation --work"),
     Rule(r"headcount figure", {"--workers": "1"}),
     Rule(r"headcount operator bench .*--window", {"--tokens": "64", "--window": "16x8"} | BENCH),
     Rule(r"headcount operator bench", {"--tokens": "8"} | BENCH),
@@ -184,6 +185,7 @@ MACHINE = (
 EXAMPLES = (
     ('open_model("demo")', 'open_model("MODEL")'),
     ("calibration_tokens(opened)", 'calibration_tokens(opened, context=32, texts=["text.txt"])'),
+    ("headcount.audit(opened,", 'headcount.audit(opened, tokens=256, context=32, texts=["text.txt"],'),
     ("opened.tokenizer)])", "opened.tokenizer)], windows=1, context=32, decode=None)"),
     ("2, 8, 512, 64, requires_grad", "2, 8, 8, 64, requires_grad"),
 )

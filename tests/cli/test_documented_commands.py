@@ -52,6 +52,7 @@ def test_options_in_the_text_exist() -> None:
     while waiting:
         command = waiting.pop()
         waiting += getattr(command, "commands", {}).values()
+        command.get_params(command.context_class(command))  # some make their options only now
         known |= {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
     scripts = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
     known |= set(re.findall(r'"(--[a-z-]+)"', scripts)) | {"--model_args", "--continuous-batching"}
@@ -170,15 +171,17 @@ def test_long_commands_as_they_stand(name: str, runner: Runner) -> None:
 
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """What no option makes small: figures of the learning lab, the text of a quick demo, a benchmark's product."""
-    from experiments.test_lab_figures import CASES
+    from lab.test_lab_figures import CASES
 
     from headcount import pipeline
-    from headcount.attention import bench
+    from headcount.attention.bench import measure
+    from headcount.core.names import Registry
     from headcount.lab.figures import registry
 
-    monkeypatch.setattr(registry, "_FIGURES", CASES)
+    figures = Registry("figure", [(name, CASES.get(name, registry.get(name))) for name in registry.names()])
+    monkeypatch.setattr(registry, "_figures", lambda: figures)
     monkeypatch.setattr(pipeline, "QUICK", pipeline.DemoSize(tokens=1024, kept_tokens=1024, windows=1))
-    monkeypatch.setattr(bench, "GEMM_SIZE", 64)
+    monkeypatch.setattr(measure, "GEMM_SIZE", 64)
 
 
 # Python
