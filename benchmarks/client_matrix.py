@@ -24,7 +24,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "pretrained")]
 
 
 def cell(family: str, form: str, client: str) -> str:
-    """What a client gives: a difference, or ``refused``, or the name of an error."""
+    """The result of a client: a difference, ``refused``, or the name of an error."""
     import client_cases as cases
 
     run: Any = cases.CLIENTS.get(client)
@@ -38,13 +38,13 @@ def cell(family: str, form: str, client: str) -> str:
     except ValueError as error:
         named = cases.REFUSED[client][1] if client in cases.REFUSED else cases.NOT_IN_TRANSFORMERS.get((family, client))
         return "refused" if named and named in str(error) else type(error).__name__
-    except Exception as error:  # a table of what happens, whatever it is
+    except Exception as error:  # any error is a result in the table
         return type(error).__name__
     return f"{float((pair.got - pair.wanted).abs().max()):.0e}"
 
 
 def main() -> None:
-    """Print the table, a row a client."""
+    """Print the table with one row per client."""
     import client_cases as cases
     from conftest import DECODERS
 

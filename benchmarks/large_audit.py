@@ -29,7 +29,7 @@ GIB = 2**30
 
 
 def write_model(folder: Path, layers: int, tokenizer_of: str) -> int:
-    """Write the model a layer at a time; returns how many parameters it has."""
+    """Write the model one layer at a time and return its number of parameters."""
     folder.mkdir(parents=True)
     tokenizer = open_model(tokenizer_of).tokenizer
     assert tokenizer is not None
@@ -60,7 +60,7 @@ def write_model(folder: Path, layers: int, tokenizer_of: str) -> int:
 
 
 def watched(command: list[str]) -> tuple[dict[str, int], float]:
-    """Peaks of a command's anonymous, file-backed and shared memory in bytes, and its seconds."""
+    """Run a command and return its peak anonymous, file-backed and shared memory in bytes, and its duration."""
     peaks = {"RssAnon": 0, "RssFile": 0, "RssShmem": 0}
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -80,7 +80,7 @@ def watched(command: list[str]) -> tuple[dict[str, int], float]:
 
 
 def main() -> None:
-    """Make, audit, print."""
+    """Create the models, audit them and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 16, 32])

@@ -28,7 +28,7 @@ MIB = 2**20
 
 @dataclass
 class Figure:
-    """One line of the table: what was measured, the value, and the bound it is held to."""
+    """One line of the table: what was measured, the value, and its required bound."""
 
     what: str
     value: float
@@ -37,12 +37,12 @@ class Figure:
 
     @property
     def held(self) -> bool:
-        """Is the bound met?"""
+        """Whether the bound is met."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
 class Bench:
-    """Measures at ``shrink`` times fewer tokens than the record."""
+    """Measurements with the token counts of the record divided by ``shrink``."""
 
     def __init__(self, shrink: int, seconds: float, threads: int) -> None:
         self.shrink, self.seconds, self.threads = shrink, seconds, threads
@@ -50,11 +50,11 @@ class Bench:
         self.times: dict[str, float] = {}
 
     def problem(self, name: str, tokens: int, **options: object) -> Problem:
-        """A problem at the record's tokens over ``shrink``."""
+        """A problem with the record's token count divided by ``shrink``."""
         return Problem(name, tokens // self.shrink, **options)  # type: ignore[arg-type]
 
     def seconds_of(self, *problems: Problem) -> list[float]:
-        """Least time of each, in turn."""
+        """The minimum time of each problem, measured in an interleaved order."""
         calls = []
         for problem in problems:
             tensors = problem.tensors()
@@ -70,7 +70,7 @@ class Bench:
         sys.stderr.write(f"{what}: {value:.3g}\n")
 
     def product(self) -> None:
-        """Third order against a matrix product, and against the einsum over the cube."""
+        """Third-order attention compared with a matrix product and with the einsum over the cube."""
         problem = self.problem("third_order", 512)
         tensors = problem.tensors()
         problem.run(tensors)
@@ -81,10 +81,10 @@ class Bench:
             lambda: square @ square,
             lambda: array @ array,
         ]
-        own, gemm, numpy_gemm = least_seconds(calls, self.seconds, at_least=5)
-        rate, gemm_rate = problem.flops() / own, 2 * GEMM_SIZE**3 / gemm
+        third_order, gemm, numpy_gemm = least_seconds(calls, self.seconds, at_least=5)
+        rate, gemm_rate = problem.flops() / third_order, 2 * GEMM_SIZE**3 / gemm
         self.times |= {
-            "third order, seconds": own,
+            "third order, seconds": third_order,
             "GFLOP/s": rate / 1e9,
             "matrix product, GFLOP/s": gemm_rate / 1e9,
             "NumPy's matrix product (its own threads), GFLOP/s": 2 * GEMM_SIZE**3 / numpy_gemm / 1e9,
@@ -92,17 +92,17 @@ class Bench:
         self.hold("third order N=512 float32: fraction of the matrix product", rate / gemm_rate, at_least=0.60)
         naive = naive_seconds(problem, tensors, self.seconds)
         if naive is not None:
-            self.hold("third order N=512 float32: times faster than the einsum", naive / own, at_least=5.0)
+            self.hold("third order N=512 float32: times faster than the einsum", naive / third_order, at_least=5.0)
 
     def dtypes(self) -> None:
-        """bfloat16 against float32."""
+        """bfloat16 compared with float32."""
         single, half = self.seconds_of(
             self.problem("third_order", 512), self.problem("third_order", 512, dtype="bfloat16")
         )
         self.hold("third order N=512: bfloat16 over float32, speed", single / half, at_least=1.8)
 
     def backward(self) -> None:
-        """Forward and backward against forward."""
+        """Forward and backward passes compared with the forward pass alone."""
         for name, dtype in (("third_order", "float32"), ("third_order", "bfloat16"), ("strassen", "float32")):
             forward, both = self.seconds_of(
                 self.problem(name, 512, dtype=dtype), self.problem(name, 512, dtype=dtype, backward=True)
@@ -110,7 +110,7 @@ class Bench:
             self.hold(f"{name} N=512 {dtype}: forward and backward over forward", both / forward, at_most=4.5)
 
     def strassen(self) -> None:
-        """Strassen against third order."""
+        """Strassen attention compared with third-order attention."""
         third, strassen = self.seconds_of(self.problem("third_order", 1024), self.problem("strassen", 1024))
         self.hold("Strassen N=1024: times faster than third order", third / strassen, at_least=2.5)
 
@@ -123,38 +123,41 @@ class Bench:
         self.hold("third order 512 x 32: time at N=8192 over N=4096", long / short, at_most=2.3)
 
     def memory(self) -> None:
-        """Extra memory of forward and backward, and its growth."""
-        found = {
+        """Extra memory of the forward and backward passes, and its growth."""
+        peaks = {
             tokens: extra_peak_bytes(self.problem("third_order", tokens, backward=True), self.threads)
             for tokens in (512, 1024, 2048)
         }
-        sizes = {tokens: size / MIB for tokens, size in found.items()}
+        sizes = {tokens: size / MIB for tokens, size in peaks.items()}
         self.times |= {f"extra MiB at N={tokens}": size for tokens, size in sizes.items()}
         self.hold("third order N=1024 forward and backward: extra MiB", sizes[1024], at_most=64)
-        # Linear growth is a factor of 4 from 512 to 2048; a cube's would be 64, a matrix's 16.
+        # Linear growth is a factor of 4 from 512 to 2048; quadratic growth would be 16 and cubic growth 64.
         self.hold("third order: extra memory at N=2048 over N=512", sizes[2048] / sizes[512], at_most=6)
 
     def decoding(self) -> None:
-        """One query a sequence, 9 heads, 3 KV heads of 64, 8 sequences of 4096, against PyTorch's own kernel."""
+        """One query per sequence, 9 heads, 3 KV heads of 64, 8 sequences of 4096, compared with PyTorch's kernel."""
         shapes = [(8, 9, 1, 64), *[(8, 3, 4096 // self.shrink, 64)] * 2]
         for dtype in ("float32", "bfloat16"):
             generator = torch.Generator().manual_seed(0)
-            given = [torch.randn(shape, generator=generator).to(DTYPES[dtype]) for shape in shapes]
-            own, theirs = least_seconds(
-                [lambda given=given: pairwise(*given), lambda given=given: on_accelerator(*given, 64**-0.5, False)],
+            tensors = [torch.randn(shape, generator=generator).to(DTYPES[dtype]) for shape in shapes]
+            ours, pytorch = least_seconds(
+                [
+                    lambda tensors=tensors: pairwise(*tensors),
+                    lambda tensors=tensors: on_accelerator(*tensors, 64**-0.5, False),
+                ],
                 self.seconds,
                 at_least=20,
                 at_most=2000,
             )
-            self.times |= {f"decoding {dtype}, us": own * 1e6, f"PyTorch's decoding {dtype}, us": theirs * 1e6}
-            self.hold(f"decoding 8 x 4096 {dtype}: times faster than PyTorch's SDPA", theirs / own, at_least=1.0)
+            self.times |= {f"decoding {dtype}, us": ours * 1e6, f"PyTorch's decoding {dtype}, us": pytorch * 1e6}
+            self.hold(f"decoding 8 x 4096 {dtype}: times faster than PyTorch's SDPA", pytorch / ours, at_least=1.0)
 
 
 PARTS = ("product", "dtypes", "backward", "strassen", "window", "memory", "decoding")
 
 
 def main() -> int:
-    """Run every figure, print the table, and say by the exit code whether all bounds were met."""
+    """Measure every figure and print the table; the exit code is 0 if all bounds are met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", default=PARTS)
     parser.add_argument("--quick", action="store_true")

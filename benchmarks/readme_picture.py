@@ -1,4 +1,4 @@
-"""The README's picture: the ranks that a plan gives each layer, beside the dense width.
+"""The README's picture: the ranks that a plan assigns to each layer, compared with the dense width.
 
 python benchmarks/readme_picture.py headcount-runs/demo/plan-fast-greedy-0.5-fisher docs/ranks.svg
 """

@@ -11,7 +11,7 @@ from headcount.tasks import residues
 
 
 def million() -> str:
-    """Labels of one Match3 sequence of a million tokens, and how far the FFT is from erring."""
+    """Labels of one Match3 sequence of a million tokens, and the rounding error bound of the FFT."""
     modulus = 1_000_003
     task = tasks.get("match3", tokens=10**6, modulus=modulus)
     x = np.random.default_rng(0).integers(0, modulus, 10**6)
@@ -31,7 +31,7 @@ def balanced() -> str:
 
 
 def floats(tokens: int, sparsity: int, dim: int) -> str:
-    """qSA batches, targets included: vector entries a second."""
+    """qSA batches including targets, in vector entries per second."""
     task = tasks.get("qsa", tokens=tokens, sparsity=sparsity, dim=dim)
     count = 4_000_000 // (tokens * dim)
     start = time.process_time()

@@ -1,4 +1,4 @@
-"""What ``theory_scan.py`` checks of one set of sizes."""
+"""The checks that ``theory_scan.py`` runs on one set of sizes."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from headcount.pbit.widths import VALUE_WIDTH
 
 FLOAT64 = 53
 SIMULATED = 20
-"""Of so many constructions one is also run with every operation rounded to the bits of its certificate."""
+"""One in this many constructions is also run with every operation rounded to the bits of its certificate."""
 ROUNDING = 1e-9
-"""For exact numbers in the place of which float64 ones stand: logits of up to 1e6, each off by 1e-16 of itself."""
+"""Tolerance for float64 in place of exact numbers: logits of up to 1e6, each with a relative error of 1e-16."""
 SUMS = 1e-14
-"""For sums of at most a few dozen weights, each of at most 1 and off by 1e-16."""
+"""Tolerance for sums of at most a few dozen weights, each at most 1 with an error of 1e-16."""
 
 
 class Scan:
-    """Runs cases; ``problems`` says what is wrong, ``counts`` what was done."""
+    """Runs cases; ``problems`` lists the failures, and ``counts`` the checks that were done."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -88,7 +88,7 @@ class Scan:
                 self._wrong(f"composition needs {bits} bits for {things} functions")
 
     def _compare(self, task: str, sizes: Sizes, built: Built) -> None:
-        """Nothing built is below a bound that applies in the bits that it needs."""
+        """Check that no construction is below a bound that applies at the precision it needs."""
         known = {EMBEDDING: built.embedding_dim, VALUE_WIDTH: built.value_width}
         needed = Sizes(**{**sizes.given(), "precision_bits": built.needs_bits})
         for bound in bounds.of_task(task):
@@ -175,10 +175,10 @@ class Scan:
         self.counts["constructions"] += 1
 
     def _simulated(self, built: Construction) -> None:
-        """The bits that the certificate says are enough, every operation rounded to them."""
+        """Check the construction with every operation rounded to the sufficient bits of its certificate."""
         precision = f"float:{built.certificate.bits}"
         for kind in ("uniform", "adversarial"):
-            with contextlib.suppress(HeadcountError):  # some sizes have no near misses
+            with contextlib.suppress(HeadcountError):  # some sizes have no adversarial sequences
                 batch = built.task.sample(built.certificate.bits, 1, kind)  # type: ignore[arg-type]
                 if built.task.name == "qsa":
                     promised = self._promised(built, torch.from_numpy(batch.inputs["y"]))
@@ -204,7 +204,7 @@ class Scan:
         inside = np.zeros((y.shape[0] * n, n), dtype=bool)
         np.put_along_axis(inside, y.reshape(-1, q).numpy(), True, axis=1)
         promised = self._promised(built, y)
-        differ = np.abs(weights @ z - outputs).max(-1).reshape(-1)[promised]  # others may hang on a rounding
+        differ = np.abs(weights @ z - outputs).max(-1).reshape(-1)[promised]  # other sets may depend on rounding
         if differ.max(initial=0.0) > ROUNDING or np.isnan(differ).any():
             self._wrong("the module is not the attention of its queries and keys")
         worst = _worst_error(weights.reshape(-1, n)[promised], inside[promised])
@@ -227,7 +227,7 @@ class Scan:
             self.counts["beyond float64, not run"] += 1
 
     def _promised(self, built: Construction, y: torch.Tensor) -> np.ndarray:
-        """The sets that the certificate speaks of: all, or those with a gap of at least the certificate's."""
+        """The sets covered by the certificate: all, or those with at least the certificate's gap."""
         if built.certificate.guarantee == "all inputs":
             return np.ones(y.shape[0] * y.shape[1], dtype=bool)
         gaps = built.module.queries.separators(y.flatten(0, 1))[1].numpy()
@@ -303,7 +303,7 @@ class Scan:
 
 @lru_cache(maxsize=1000)
 def _sets(tokens: int, sparsity: int) -> np.ndarray:
-    """All sets of a small size; else 16 random ones and the neighbours, which have the least gaps: (sets, q)."""
+    """All sets for small N; else 16 random sets and 4 of neighbours, which have the smallest gaps: (sets, q)."""
     if tokens <= SMALL:
         return np.array(list(itertools.combinations(range(tokens), sparsity)), dtype=np.int64)
     rng = np.random.default_rng(tokens)
@@ -314,7 +314,7 @@ def _sets(tokens: int, sparsity: int) -> np.ndarray:
 
 @lru_cache(maxsize=1000)
 def _up_to_rotation(tokens: int, sparsity: int) -> np.ndarray:
-    """Of all sets that are turns of one another on the circle of keys, the first: (sets, q)."""
+    """The first set of each equivalence class under rotation of the circle of keys: (sets, q)."""
     firsts = [
         subset
         for subset in itertools.combinations(range(tokens), sparsity)
@@ -332,7 +332,7 @@ def _worst_error(attention: np.ndarray, inside: np.ndarray) -> float:
 
 @lru_cache(maxsize=4000)
 def _limb_gaps(tokens: int, sparsity: int, bits: int) -> np.ndarray:
-    """Distances of the exact logits below those of the set, from the digits, for every set: (sets, N)."""
+    """Distances of the exact logits below those of the set, computed from the digits, for every set: (sets, N)."""
     built = LimbPolytope(tokens, sparsity, 1, bits, 0.1)
     rows = []
     for subset in itertools.combinations(range(tokens), sparsity):
@@ -343,7 +343,7 @@ def _limb_gaps(tokens: int, sparsity: int, bits: int) -> np.ndarray:
 
 
 def _shares(x: np.ndarray, modulus: int, order: int, epsilon: float) -> np.ndarray:
-    """What the match constructions output in exact arithmetic: the share of the real tuples, (N,).
+    """The output of the match constructions in exact arithmetic: the attention share of the real tuples, (N,).
 
     Tuples of J = N^(s-1) at logits h - c (1 - cos), c and h of ``Levels``, and (N+1)^(s-1) - J blanks at 0.
     """
@@ -353,12 +353,12 @@ def _shares(x: np.ndarray, modulus: int, order: int, epsilon: float) -> np.ndarr
     gap = 2 * math.sin(math.pi / modulus) ** 2
     levels = Levels.of(real, blanks, gap, epsilon)
     sums = np.array([sum(part) % modulus for part in itertools.product(x.tolist(), repeat=order - 1)])
-    found = []
+    shares = []
     for symbol in x.tolist():
         residue = (sums + symbol) % modulus
         residue = np.minimum(residue, modulus - residue)
         logits = levels.above - levels.scale * 2 * np.sin(np.pi * residue / modulus) ** 2
         top = max(0.0, float(logits.max()))
         total = float(np.exp(logits - top).sum())
-        found.append(total / (total + blanks * math.exp(-top)))
-    return np.array(found)
+        shares.append(total / (total + blanks * math.exp(-top)))
+    return np.array(shares)

@@ -36,7 +36,7 @@ from theory_sizes import corners, draw
 
 
 def scan(sets: int, seed: int = 0, state: Path | None = None, with_corners: bool = True, show: bool = True) -> Scan:
-    """All corners, then ``sets`` random cases."""
+    """Check all corners, then ``sets`` random cases."""
     done, start = Scan(), 0
     if state is not None and state.exists():
         saved = json.loads(state.read_text())
@@ -69,21 +69,21 @@ def scan(sets: int, seed: int = 0, state: Path | None = None, with_corners: bool
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--state", type=Path)
     parser.add_argument("--only", type=int, metavar="INDEX")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    if given.only is not None:
-        done, rng = Scan(), random.Random(f"{given.seed} {given.only}")
+    if options.only is not None:
+        done, rng = Scan(), random.Random(f"{options.seed} {options.only}")
         case = draw(rng)
         print(case)
         done.run(case, command_line=rng.random() < 0.01)
     else:
-        done = scan(given.sets, given.seed, given.state)
+        done = scan(options.sets, options.seed, options.state)
     for name, count in sorted(done.counts.items()):
         print(f"{count:>12,}  {name}")
     print(f"{len(done.problems):>12,}  problems")

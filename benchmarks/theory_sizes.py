@@ -1,4 +1,4 @@
-"""The sizes that ``theory_scan.py`` runs: corners of every bound and construction, and random ones."""
+"""The sizes checked by ``theory_scan.py``: corner cases of every bound and construction, and random sizes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 SMALL = 12
-"""Up to so many tokens a certificate is checked on every set."""
+"""Largest number of tokens at which a certificate is checked on every set."""
 ENDS = (5e-324, 1e-300, 1e-15, 0.49, 0.4999999, math.nextafter(0.5, 0))
-"""Epsilons at both ends of what constructions take."""
+"""Epsilons at both ends of the range that constructions accept."""
 
 
 class Case(NamedTuple):
-    """One set of sizes: ``group`` is bound or construct, ``name`` the command below it."""
+    """One set of sizes: ``group`` is bound or construct, ``name`` its subcommand."""
 
     group: str
     name: str
@@ -51,7 +51,7 @@ def _modulus(rng: random.Random) -> int | None:
 
 
 def draw(rng: random.Random) -> Case:
-    """One set of sizes."""
+    """Draw one random set of sizes."""
     kind = rng.choices(
         (
             "qsa",
@@ -98,7 +98,7 @@ def _bound_sizes(rng: random.Random, kind: str) -> dict[str, Any]:
         return {"tokens": tokens, "precision_bits": bits, "heads": heads}
     if kind == "match3":
         return {"tokens": tokens, "modulus": _modulus(rng) or tokens + 1, "precision_bits": bits, "heads": heads}
-    if tokens <= SMALL:  # a few precisions, so that all sets of a size are run once for each
+    if tokens <= SMALL:  # few precisions, since every one runs all sets of the size
         bits = rng.choice((None, 1, 2, 3, 4, 8, 16, 32, 53, 64, 10**6))
     q = _sparsity(rng, tokens, 64 if rng.random() < 0.97 else 2000)
     dim = rng.choice((1, 2, rng.randint(1, 16), int(_log_uniform(rng, 1, 1e5))))
@@ -154,7 +154,7 @@ def corners(most: int = SMALL) -> Iterator[Case]:
         yield from (Case("bound", "composition", {"domain": n, "precision_bits": p}) for p in (None, 1, 53))
     for n, q in ((1, 1), (2, 1), (2, 2), (5, 4)):
         yield Case("construct", "qsa-certificate", _sizes(n, q, 0.49, dim=1))
-    for n, q in ((24, 23), (24, 22), (40, 39), (40, 36), (40, 40)):  # log(4 (N-q) / (q eps)) is below 0 in some
+    for n, q in ((24, 23), (24, 22), (40, 39), (40, 36), (40, 40)):  # log(4 (N-q) / (q eps)) is negative for some
         yield Case("construct", "qsa-polytope", _sizes(n, q, 0.49, dim=2))
         yield Case("bound", "qsa", _sizes(n, q, 0.49, dim=2, precision_bits=8))
     yield Case("construct", "qsa-certificate", _sizes(24, 23, 0.49, dim=2))

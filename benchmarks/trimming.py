@@ -36,7 +36,7 @@ ROWS = {"repaired": REPAIRED, "allocators": ALLOCATORS, "public": PUBLIC, "publi
 
 
 def main() -> None:
-    """Make what is missing, measure, print."""
+    """Create missing models, measure all of them and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--out", type=Path, default=Path("headcount-runs/demo"))

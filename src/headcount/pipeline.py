@@ -1,4 +1,4 @@
-"""Audit, plan, trim and evaluate in a row, each in a run folder of its own: what ``headcount demo`` runs."""
+"""Run audit, plan, trim and evaluate in sequence, each in its own run folder; ``headcount demo`` runs this."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much text and time a whole run takes."""
+    """The text budget and measurement sizes of a complete run."""
 
     tokens: int = 36_864
     kept_tokens: int = KEPT_TOKENS
@@ -41,12 +41,12 @@ class DemoSize:
 
 
 QUICK = DemoSize(tokens=9_216, kept_tokens=14_336, windows=4, decode="4x1024")
-"""For a first look: under five minutes on two cores; the figures are rougher."""
+"""For a first look: under five minutes on two cores, with less precise results."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """All that a whole run made."""
+    """Everything that a complete run produces."""
 
     audit: Audit
     plan: Plan
@@ -101,7 +101,7 @@ def make_trimmed(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> tuple[Audit, Plan, OpenModel]:
-    """Audit, plan and trim; what ``out`` has already is taken from there."""
+    """Audit, plan and trim; completed stages in ``out`` are reused."""
     evidence = audit(
         opened,
         size.tokens,
@@ -133,19 +133,19 @@ def make_trimmed(
     return evidence, planned, made
 
 
-def record_costs(folders: Sequence[Path | str], found: Evaluation) -> list[Path]:
-    """Write what an evaluation measured into the cards of the trimmed models in it; the cards that were changed.
+def record_costs(folders: Sequence[Path | str], evaluation: Evaluation) -> list[Path]:
+    """Write the results of an evaluation into the cards of its trimmed models; returns the cards that changed.
 
-    ``folders``: where each model of the evaluation lies; the first is what the others are compared with.
+    ``folders``: the folder of each evaluated model; the first model is the baseline for the others.
     """
     from headcount.report.words import display_name
 
-    first = found.record.models[0]
+    first = evaluation.record.models[0]
     changed = []
-    for index, (folder, model) in enumerate(zip(folders, found.record.models, strict=True)):
+    for index, (folder, model) in enumerate(zip(folders, evaluation.record.models, strict=True)):
         if index == 0:
             continue
-        rows = [(t.kind, first.text(t.kind).perplexity, model.text(t.kind).perplexity) for t in found.record.texts]
+        rows = [(t.kind, first.text(t.kind).perplexity, model.text(t.kind).perplexity) for t in evaluation.record.texts]
         ratio = model.cache_bytes_per_token / first.cache_bytes_per_token
         kl, agreement = model.mean("kl"), model.mean("top1_agreement")
         text = cost_text(display_name(first.name), rows, ratio=ratio, kl=kl, agreement=agreement)
@@ -171,8 +171,8 @@ def demo(
 ) -> Demo:
     """Audit, plan, trim and evaluate one model, and write the report.
 
-    ``out`` gets a folder for each stage, named by what it depends on, so that runs with other options share what they
-    have in common: one audit serves every budget and form.
+    Each stage gets a folder in ``out``, named after the options that it depends on, so runs with different options
+    share stages: one audit serves every budget and form.
     """
     from headcount.report.collect import from_run, made_by
     from headcount.report.page.document import write_report
@@ -181,7 +181,7 @@ def demo(
     choice = Choice(cache, form, allocator, metric, repair)
     label = choice.label
     evidence, planned, small = make_trimmed(opened, out, choice, size, seed, overwrite, progress)
-    found = evaluate(
+    evaluation = evaluate(
         [opened, small],
         windows=size.windows,
         decode=size.decode,
@@ -190,11 +190,11 @@ def demo(
         overwrite=overwrite,
         progress=progress,
     )
-    record_costs([opened.name, out / f"model-{label}"], found)
+    record_costs([opened.name, out / f"model-{label}"], evaluation)
     made = made_by([list(command)] if command else [], seed=seed, threads=_threads())
-    view = from_run(evidence, {label: planned}, found, made=made)
+    view = from_run(evidence, {label: planned}, evaluation, made=made)
     report = write_report(out / f"report-{label}.html", view)
-    result = Demo(evidence, planned, found, view, out / f"model-{label}", report)
+    result = Demo(evidence, planned, evaluation, view, out / f"model-{label}", report)
     (out / f"result-{label}.json").write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
     return result
 

@@ -46,11 +46,13 @@ def test_a_solver_layer_of_exact_positions_has_the_error_that_the_solver_predict
         rests = [squares_of[dim] for squares_of in map(_tails, TASK.spectra)]
         targets, _ = start.problem(TASK, 64)
         power = float((targets**2).sum())
-        found = squares.error(layer, targets, squares.lag_weights(64, 10**9))
+        error = squares.error(layer, targets, squares.lag_weights(64, 10**9))
         # Biases within 16 leave 64 e^-16 = 7e-6 of the weight elsewhere, and a budget of 16 predicts as much.
-        assert found == pytest.approx(math.sqrt(sum(rest**2 for rest in rests) / power), abs=1e-5)
+        assert error == pytest.approx(math.sqrt(sum(rest**2 for rest in rests) / power), abs=1e-5)
         rows = [shipped("learned").errors(lag) for lag in range(2)]
-        (predicted,) = [own.error for own in allocate([0, 1], heads * dim, rows, TASK.spectra).curve if own.heads == 2]
+        (predicted,) = [
+            uniform.error for uniform in allocate([0, 1], heads * dim, rows, TASK.spectra).curve if uniform.heads == 2
+        ]
         assert predicted == pytest.approx(sum(rests), abs=1e-4)
 
 
@@ -78,11 +80,11 @@ def test_solver_layers_are_never_worse_than_predicted(heads: int) -> None:
     """The solver's error is an upper bound for any bounded input norm, so for white noise, too."""
     dim = 16 // heads
     rows = [shipped("alibi").errors(lag) for lag in range(2)]
-    curve = {own.heads: own.error for own in allocate([0, 1], heads * dim, rows, TASK.spectra).curve}
+    curve = {uniform.heads: uniform.error for uniform in allocate([0, 1], heads * dim, rows, TASK.spectra).curve}
     _, layer = start.solver_layer(TASK, "alibi", heads, dim)
     targets, weights = start.problem(TASK, 64)
-    found = squares.error(layer, targets, weights) * math.sqrt(TASK.power)
-    assert found <= curve[heads] + 1e-6
+    error = squares.error(layer, targets, weights) * math.sqrt(TASK.power)
+    assert error <= curve[heads] + 1e-6
     best = start.best_known(TASK, "alibi", heads, dim)[1]
     assert squares.error(best, targets, weights) <= squares.error(layer, targets, weights) + 1e-9
 
@@ -90,30 +92,30 @@ def test_solver_layers_are_never_worse_than_predicted(heads: int) -> None:
 @pytest.mark.parametrize("position", ["alibi", "relative"])
 def test_a_constructed_model_starts_with_the_error_of_its_layer(position: str) -> None:
     """Put into float32 weights and measured on samples, it is the closed form's; training keeps it."""
-    own = spec(position=position, start="constructed", learning_rate=1e-9, evaluations=400)
-    found = train(own)
+    run = spec(position=position, start="constructed", learning_rate=1e-9, evaluations=400)
+    trained = train(run)
     _, layer = start.best_known(TASK, position, 4, 4)  # type: ignore[arg-type]
     closed = squares.error(layer, *start.problem(TASK, 64))
     # 400 sequences of 64 tokens of 8 numbers; the error is dominated by few directions. Free biases miss nothing:
     # there float32 weights are off by 2^-24 of themselves, summed over the lags.
-    assert start.relative_error(TASK, found.score) == pytest.approx(closed, rel=0.03, abs=2e-6)
-    body = found.model.body
+    assert start.relative_error(TASK, trained.score) == pytest.approx(closed, rel=0.03, abs=2e-6)
+    body = trained.model.body
     assert isinstance(body, Positional)
     assert squares.error(start.taken(body)[1], *start.problem(TASK, 64)) == pytest.approx(closed, rel=1e-3, abs=2e-6)
 
 
 def test_fixed_kernels_stay_and_resume(tmp_path: Path) -> None:
-    own = spec(start="kernels", steps=6, checkpoint_every=3)
-    whole = train(own, tmp_path / "whole")
+    run = spec(start="kernels", steps=6, checkpoint_every=3)
+    whole = train(run, tmp_path / "whole")
     body = whole.model.body
     assert isinstance(body, Positional)
-    given, layer = start.best_known(TASK, "alibi", 4, 4)
-    fresh = build(own.config, own.reading, own.seed)
+    kernel_numbers, layer = start.best_known(TASK, "alibi", 4, 4)
+    fresh = build(run.config, run.reading, run.seed)
     assert isinstance(fresh.body, Positional)
     assert not torch.equal(body.values.weight, fresh.body.values.weight)
-    start.put(fresh.body, given, layer, kernels_only=True)
+    start.put(fresh.body, kernel_numbers, layer, kernels_only=True)
     assert torch.equal(body.kernels.log_slope, fresh.body.kernels.log_slope)
-    again = train(own, tmp_path / "whole")
+    again = train(run, tmp_path / "whole")
     assert torch.equal(again.model.body.values.weight, body.values.weight)  # type: ignore[union-attr,arg-type]
 
 
@@ -170,12 +172,12 @@ def test_the_verdict_follows_the_data() -> None:
 
 
 def test_rows_are_relative_errors_over_seeds(tmp_path: Path) -> None:
-    runs = [own for own in figure.plan("quick") if own.order == 2 and own.heads == 2 and own.position == "alibi"]
+    runs = [run for run in figure.plan("quick") if run.order == 2 and run.heads == 2 and run.position == "alibi"]
     task = runs[0].problem
     assert isinstance(task, NGram)
     rows = [Row(spec=runs[0].inputs() | {"seed": s}, result={"error": e * math.sqrt(task.power)}) for s, e in
             enumerate((0.2, 0.4))]  # fmt: skip
-    (found,) = figure.data(Inputs(rows, tmp_path))
-    assert (found["error"], found["best_seed"], found["seeds"], found["dim"]) == (0.3, 0.2, 2, 32)
-    assert found["readout"] is None and found["predicted"] is not None and found["best_known"] is None
+    (row,) = figure.data(Inputs(rows, tmp_path))
+    assert (row["error"], row["best_seed"], row["seeds"], row["dim"]) == (0.3, 0.2, 2, 32)
+    assert row["readout"] is None and row["predicted"] is not None and row["best_known"] is None
     assert tasks.get("ngram", order=2, tokens=64) == task

@@ -169,10 +169,10 @@ def test_drawing_from_what_is_finished(tmp_path: Path) -> None:
     with pytest.raises(HeadcountError, match="no run of qsa-samples is finished"):
         base.make(figure, "quick", tmp_path / "work", tmp_path / "out", finished_only=True)
     specs = training(figure).plan("quick")
-    kept = [spec for spec in specs if spec.model.name in ("attention", "mlp")]
-    sweep.sweep(kept, tmp_path / "work", workers=1)
+    finished = [spec for spec in specs if spec.model.name in ("attention", "mlp")]
+    sweep.sweep(finished, tmp_path / "work", workers=1)
     made = base.make(figure, "quick", tmp_path / "work", tmp_path / "out", finished_only=True)
-    assert made.missing == len(specs) - len(kept) > 0
+    assert made.missing == len(specs) - len(finished) > 0
     assert {row["model"] for row in made.rows} == {"attention", "mlp"}
 
 

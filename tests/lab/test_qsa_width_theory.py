@@ -54,8 +54,8 @@ def test_the_polytope_with_one_map_solves_qsa_in_d_plus_4q_dimensions(q: int) ->
         chosen = [subsets[i] for i in generator.integers(len(subsets), size=n)]
         z = generator.normal(size=(n, dim))
         z /= np.maximum(1, np.linalg.norm(z, axis=1, keepdims=True))
-        answer = one_map(z, keys, np.stack([query(own) for own in chosen]), chosen)
-        target = np.stack([z[list(own)].mean(axis=0) for own in chosen])
+        answer = one_map(z, keys, np.stack([query(subset) for subset in chosen]), chosen)
+        target = np.stack([z[list(subset)].mean(axis=0) for subset in chosen])
         # Mass off the set at most epsilon / 4, so an error of at most epsilon / 2 in exact arithmetic.
         assert np.linalg.norm(answer - target, axis=1).max() <= epsilon / 2
     certificate = constructions.build("qsa-polytope", tokens=n, sparsity=q, dim=dim, epsilon=epsilon).certificate

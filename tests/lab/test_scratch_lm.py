@@ -34,13 +34,13 @@ LOSSES = {
 
 
 def rows() -> list[Row]:
-    found = []
+    result_rows = []
     for arm, losses in LOSSES.items():
         for seed, loss in enumerate(losses):
             spec = TextSpec(model=arm.model, cache_share=arm.cache_share, start=arm.start, seed=seed, **FIXED)
             scores = {"text": {"loss": loss, "bits_per_byte": loss / 2}}
-            found.append(Row(spec=spec.inputs(), result={"scores": scores, "parameters": spec.design.params}))
-    return found
+            result_rows.append(Row(spec=spec.inputs(), result={"scores": scores, "parameters": spec.design.params}))
+    return result_rows
 
 
 @pytest.fixture
@@ -58,11 +58,11 @@ def data(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def test_runs_belong_to_their_settings(data: list[dict[str, Any]]) -> None:
-    found = {setting: [row["scheme"] for row in data if row["setting"] == setting] for setting in scratch_lm.SETTINGS}
-    assert found["parameters"] == ["uniform", "openelm", "planned", "planned-heads"]
-    assert found["cache"] == ["uniform", "openelm", "planned", "planned-heads"]
-    assert found["half"] == ["uniform", "planned"]
-    assert found["start"] == ["uniform", "openelm"]
+    schemes = {setting: [row["scheme"] for row in data if row["setting"] == setting] for setting in scratch_lm.SETTINGS}
+    assert schemes["parameters"] == ["uniform", "openelm", "planned", "planned-heads"]
+    assert schemes["cache"] == ["uniform", "openelm", "planned", "planned-heads"]
+    assert schemes["half"] == ["uniform", "planned"]
+    assert schemes["start"] == ["uniform", "openelm"]
     at_cache = [row for row in data if row["setting"] == "cache"]
     assert len({row["losses"] for row in at_cache}) == 4
     limit = at_cache[0]["cache_bytes_per_token"]
@@ -71,23 +71,23 @@ def test_runs_belong_to_their_settings(data: list[dict[str, Any]]) -> None:
 
 
 def test_differences_are_paired_by_seed(data: list[dict[str, Any]]) -> None:
-    row = next(own for own in data if own["scheme"] == "planned" and own["setting"] == "parameters")
+    row = next(entry for entry in data if entry["scheme"] == "planned" and entry["setting"] == "parameters")
     differences = np.array([-0.1, -0.09, -0.1])
     assert row["minus_uniform"] == pytest.approx(differences.mean())
     # Student's 97.5% point for two degrees of freedom is 4.3027.
     assert row["minus_uniform_half_width"] == pytest.approx(4.3027 * differences.std(ddof=1) / math.sqrt(3), rel=1e-3)
     assert row["minus_openelm"] == pytest.approx((-0.3 - 0.19 - 0.2) / 3)
     assert row["trained_tokens"] == 10 * 16 * 16 and row["bits_per_byte"] == pytest.approx(row["loss"] / 2)
-    cache = next(own for own in data if own["scheme"] == "planned" and own["setting"] == "cache")
+    cache = next(entry for entry in data if entry["scheme"] == "planned" and entry["setting"] == "cache")
     assert cache["minus_openelm"] == pytest.approx((-0.1 + 0.1 - 0.2) / 3)
-    uniform = next(own for own in data if own["scheme"] == "uniform")
+    uniform = next(entry for entry in data if entry["scheme"] == "uniform")
     assert uniform["minus_uniform"] is None and uniform["minus_whole"] is None
-    half = next(own for own in data if own["scheme"] == "uniform" and own["setting"] == "half")
+    half = next(entry for entry in data if entry["scheme"] == "uniform" and entry["setting"] == "half")
     assert half["minus_uniform"] is None and half["minus_whole"] == pytest.approx((0.05 + 0.1 + 0.08) / 3)
 
 
 def test_speeds_are_medians_and_medians_of_ratios(data: list[dict[str, Any]]) -> None:
-    row = next(own for own in data if own["scheme"] == "planned")
+    row = next(entry for entry in data if entry["scheme"] == "planned")
     assert row["decode_tokens_per_s_own"] == 2 / 0.1 and row["decode_speedup_stock"] == 2.0
 
 

@@ -80,13 +80,15 @@ def test_rows_table_and_restart(tmp_path: Path) -> None:
     table = (tmp_path / "s" / "table.csv").read_bytes()
     assert table.decode().count("\n") == 5
     # A row is lost: that run alone is made again, and the table is the same.
-    kept = tmp_path / "s" / "rows" / f"{sweep.digest(specs[0])}.json"
+    row_file = tmp_path / "s" / "rows" / f"{sweep.digest(specs[0])}.json"
     lost = tmp_path / "s" / "rows" / f"{sweep.digest(specs[2])}.json"
-    when = kept.stat().st_mtime_ns
+    when = row_file.stat().st_mtime_ns
     lost.unlink()
     assert sweep.status(tmp_path / "s") == {"runs": 4, "done": 3, "failed": 0, "missing": 1}
     sweep.sweep(specs, tmp_path / "s", workers=1)
-    assert (tmp_path / "s" / "table.csv").read_bytes() == table and kept.stat().st_mtime_ns == when and lost.exists()
+    assert (
+        (tmp_path / "s" / "table.csv").read_bytes() == table and row_file.stat().st_mtime_ns == when and lost.exists()
+    )
     with pytest.raises(HeadcountError, match="other inputs"):
         sweep.sweep(specs[:2], tmp_path / "s", workers=1)
 

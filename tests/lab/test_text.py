@@ -40,21 +40,21 @@ def text() -> Corpus:
 
 
 def test_every_byte_of_the_held_out_documents_is_read_and_none_trained_on() -> None:
-    found = text()
-    wanted = sum(len(document.text.encode()) for document in documents("prose", "evaluation"))
-    assert int(found.lengths[found.held_out["prose"].long()].sum()) == wanted
+    prose_corpus = text()
+    held_out = sum(len(document.text.encode()) for document in documents("prose", "evaluation"))
+    assert int(prose_corpus.lengths[prose_corpus.held_out["prose"].long()].sum()) == held_out
     trained = sum(len(document.text.encode()) for document in documents("prose", "calibration"))
-    assert int(found.lengths[found.train.long()].sum()) == trained
-    assert len(found.lengths) == 300 and int(found.lengths.min()) == 0
+    assert int(prose_corpus.lengths[prose_corpus.train.long()].sum()) == trained
+    assert len(prose_corpus.lengths) == 300 and int(prose_corpus.lengths.min()) == 0
 
 
 def test_tokens_are_the_text() -> None:
     tokenizer = learn_vocabulary(["a cat sat; a cat ate — ça"] * 3, 262)
-    given = "a cat ate ça"
-    ids = tokenizer.encode(given).ids
-    assert tokenizer.decode(ids) == given and tokenizer.token_to_id(END) is not None
+    sentence = "a cat ate ça"
+    ids = tokenizer.encode(sentence).ids
+    assert tokenizer.decode(ids) == sentence and tokenizer.token_to_id(END) is not None
     names = {number: token for token, number in tokenizer.get_vocab().items()}
-    assert sum(len(names[number]) for number in ids) == len(given.encode())
+    assert sum(len(names[number]) for number in ids) == len(sentence.encode())
     with pytest.raises(HeadcountError, match="gives a vocabulary of"):
         learn_vocabulary(["ab"], 400)
 
@@ -69,15 +69,17 @@ def test_another_process_learns_the_same_vocabulary() -> None:
 
 
 def test_batches_are_a_function_of_seed_and_step_and_the_same_for_every_scheme() -> None:
-    found = text()
-    batch = found.batch(3, 7, 4, 16)
-    assert batch.shape == (4, 17) and torch.equal(batch, found.batch(3, 7, 4, 16))
-    assert not torch.equal(batch, found.batch(4, 7, 4, 16)) and not torch.equal(batch, found.batch(3, 8, 4, 16))
-    stream = found.train.tolist()
+    prose_corpus = text()
+    batch = prose_corpus.batch(3, 7, 4, 16)
+    assert batch.shape == (4, 17) and torch.equal(batch, prose_corpus.batch(3, 7, 4, 16))
+    assert not torch.equal(batch, prose_corpus.batch(4, 7, 4, 16)) and not torch.equal(
+        batch, prose_corpus.batch(3, 8, 4, 16)
+    )
+    stream = prose_corpus.train.tolist()
     for row in batch.tolist():
         assert any(stream[i : i + 17] == row for i, token in enumerate(stream) if token == row[0])
     others = [TextSubject(TOY.model_copy(update={"model": m})) for m in ("uniform", "openelm", "planned")]
-    assert all(torch.equal(own.batch(5), others[0].batch(5)) for own in others)
+    assert all(torch.equal(other.batch(5), others[0].batch(5)) for other in others)
 
 
 def test_windows_are_spread_and_do_not_overlap() -> None:
@@ -97,13 +99,13 @@ def test_the_loss_is_the_decoders_own_and_bits_per_byte_follow_by_hand() -> None
     # transformers shifts the labels itself.
     torch.testing.assert_close(subject.loss(batch), decoder(batch, labels=batch).loss, rtol=1e-5, atol=0)
     assert parameters(subject.model) == TOY.design.params
-    found = subject.examine()["prose"]
+    scores = subject.examine()["prose"]
     windows = text().windows("prose", 4, 16)
     logs = subject.model(windows[:, :-1]).double().log_softmax(-1)
     nats = -logs.gather(-1, windows[:, 1:, None]).sum().item()
-    assert float(found["loss"]) == pytest.approx(nats / 64, rel=1e-5)
+    assert float(scores["loss"]) == pytest.approx(nats / 64, rel=1e-5)
     read = int(text().lengths[windows[:, 1:]].sum())
-    assert float(found["bits_per_byte"]) == pytest.approx(nats / math.log(2) / read, rel=1e-5)
+    assert float(scores["bits_per_byte"]) == pytest.approx(nats / math.log(2) / read, rel=1e-5)
 
 
 def test_bfloat16_gradients_are_as_near_to_float32_as_with_fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,13 +115,18 @@ def test_bfloat16_gradients_are_as_near_to_float32_as_with_fused_attention(monke
         subject = TextSubject(TOY.model_copy(update=change))
         subject.loss(subject.batch(0)).backward()
         assert subject.model.stack.config._attn_implementation == "sdpa"
-        return torch.cat([own.grad.flatten() for own in subject.model.parameters()])
+        return torch.cat([parameter.grad.flatten() for parameter in subject.model.parameters()])
 
-    wanted, found = gradient(), gradient(autocast=True)
+    in_float32, in_bfloat16 = gradient(), gradient(autocast=True)
     monkeypatch.setattr(experiments_subject, "our_attention", lambda _: contextlib.nullcontext())
     fused = gradient(autocast=True)
-    assert 0 < float((found - wanted).norm()) <= 2 * float((fused - wanted).norm()) < 0.05 * float(wanted.norm())
-    assert not torch.equal(found, fused)
+    assert (
+        0
+        < float((in_bfloat16 - in_float32).norm())
+        <= 2 * float((fused - in_float32).norm())
+        < 0.05 * float(in_float32.norm())
+    )
+    assert not torch.equal(in_bfloat16, fused)
 
 
 def test_a_plain_start_is_transformers_own() -> None:
@@ -128,10 +135,10 @@ def test_a_plain_start_is_transformers_own() -> None:
     scaled = TextSubject(TOY)
     subject.begin()
     scaled.begin()
-    for plain, own in zip(subject.model.stack.layers, scaled.model.stack.layers, strict=True):
-        assert plain.self_attn.o_proj.weight.std().item() == pytest.approx(0.02, rel=0.2)
-        torch.testing.assert_close(plain.mlp.down_proj.weight, 2 * own.mlp.down_proj.weight)
-        assert torch.equal(plain.mlp.up_proj.weight, own.mlp.up_proj.weight)
+    for plain_layer, scaled_layer in zip(subject.model.stack.layers, scaled.model.stack.layers, strict=True):
+        assert plain_layer.self_attn.o_proj.weight.std().item() == pytest.approx(0.02, rel=0.2)
+        torch.testing.assert_close(plain_layer.mlp.down_proj.weight, 2 * scaled_layer.mlp.down_proj.weight)
+        assert torch.equal(plain_layer.mlp.up_proj.weight, scaled_layer.mlp.up_proj.weight)
 
 
 def test_losses_fall_from_those_of_a_uniform_guess() -> None:

@@ -30,11 +30,11 @@ def test_no_cliff_where_float64_does_not_verify() -> None:
 
 def test_the_cliff_moves_with_the_modulus() -> None:
     """Two bits for each doubling of M, as the gap 1 - cos(2 pi/M) says."""
-    found = [
+    cliffs = [
         cliff.fewest_bits(constructions.build("match2", tokens=24, modulus=m), "float", count=12) for m in (67, 1069)
     ]
-    assert found[0] is not None and found[1] is not None
-    assert found[1] - found[0] == pytest.approx(2 * math.log2(1069 / 67), abs=2)
+    assert cliffs[0] is not None and cliffs[1] is not None
+    assert cliffs[1] - cliffs[0] == pytest.approx(2 * math.log2(1069 / 67), abs=2)
 
 
 def test_rows_of_the_cliff(tmp_path: Path) -> None:

@@ -52,9 +52,9 @@ def test_losses_fall(name: str) -> None:
 
 
 def test_the_control_learns_nothing() -> None:
-    found = train(RunSpec.checked(TOY.inputs() | {"model": "mlp-tokenwise", "steps": 150, "evaluations": 256}))
+    trained = train(RunSpec.checked(TOY.inputs() | {"model": "mlp-tokenwise", "steps": 150, "evaluations": 256}))
     # A token knows its own vector alone, which is in its set with probability q/N = 1/3.
-    assert found.score > 0.35 > 0.8 * (1 / 6) ** 0.5
+    assert trained.score > 0.35 > 0.8 * (1 / 6) ** 0.5
 
 
 def test_same_seed_same_weights() -> None:
@@ -135,8 +135,8 @@ def test_non_finite_losses_stop_with_the_last_good_checkpoint(tmp_path: Path, mo
     with pytest.raises(NonFiniteError, match=message) as e:
         train(TOY, tmp_path / "run")
     assert e.value.step == 25 and e.value.exit_code == 1
-    kept = store.read_tensors(tmp_path / "run" / FILE)
-    assert len(kept["curve.losses"]) == 20 and all(torch.isfinite(t).all() for t in kept.values())
+    state = store.read_tensors(tmp_path / "run" / FILE)
+    assert len(state["curve.losses"]) == 20 and all(torch.isfinite(t).all() for t in state.values())
 
 
 def test_huge_rates_stop_cleanly() -> None:
@@ -228,11 +228,11 @@ def test_scores_by_hand() -> None:
 
 
 def test_exams_say_what_a_model_cannot_sit() -> None:
-    found = train(TOY.model_copy(update={"steps": 1})).scores
-    assert "built for 6 tokens" in str(found["longer"]["reason"]) and found["balanced"]["error"] > 0  # type: ignore[operator]
-    found = train(RunSpec(task="match3", tokens=8, model="gru", width=8, steps=1, evaluations=16)).scores
-    assert 0 <= float(found["longer"]["balanced_accuracy"]) <= 1
-    assert 0.4 <= float(found["balanced"]["majority_accuracy"]) <= 0.6
+    scores = train(TOY.model_copy(update={"steps": 1})).scores
+    assert "built for 6 tokens" in str(scores["longer"]["reason"]) and scores["balanced"]["error"] > 0  # type: ignore[operator]
+    scores = train(RunSpec(task="match3", tokens=8, model="gru", width=8, steps=1, evaluations=16)).scores
+    assert 0 <= float(scores["longer"]["balanced_accuracy"]) <= 1
+    assert 0.4 <= float(scores["balanced"]["majority_accuracy"]) <= 0.6
 
 
 def test_rates() -> None:

@@ -1,9 +1,9 @@
 """Attention beyond pairs: operators that are exact, memory-safe and fast, forward and backward.
 
-Every operator takes (batch, heads, tokens, dim) tensors, shares KV heads among query heads, allows values of
-another dim, and has the options ``scale``, ``causal``, ``window``, ``key_padding_mask`` and ``check_finite``.
-Each is held against its definition in :mod:`headcount.attention.machinery.reference`. docs/operators.md says what each
-computes, costs and can represent.
+Every operator takes (batch, heads, tokens, dim) tensors, shares KV heads among query heads, allows values of a
+different dim, and has the options ``scale``, ``causal``, ``window``, ``key_padding_mask`` and ``check_finite``.
+Each is tested against its definition in :mod:`headcount.attention.machinery.reference`. docs/operators.md describes
+what each computes, costs and can represent.
 """
 
 from __future__ import annotations

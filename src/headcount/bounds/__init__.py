@@ -1,6 +1,6 @@
-"""Lower bounds: what a model that is too small cannot do, with its status, and with witnesses.
+"""Lower bounds: what a model that is too small cannot do, with proof status and witnesses.
 
-``get(id)`` gives a bound, ``ids()`` lists them. The argument of each stands in the docstring of its formula.
+``get(id)`` returns a bound, ``ids()`` lists them. The proof of each bound is in the docstring of its formula.
 """
 
 from typing import TYPE_CHECKING

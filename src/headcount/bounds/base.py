@@ -1,8 +1,8 @@
-"""What a lower bound is: statement, hypotheses, status, and a number only where the constant is known.
+"""Lower bounds: statement, hypotheses, status, and a number only if the constant is known.
 
 Letters, as in THEORY: N = ``tokens``, q = ``sparsity``, d' = ``dim``, M = ``modulus``, p =
 ``precision_bits``, H = ``heads``, m = the embedding dimension (the width of the vectors that attention
-reads), d_v = the value width of a head (how many numbers it sums), n = ``domain``.
+reads), d_v = the value width of a head (the number of entries it sums), n = ``domain``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ PROVED_HERE = "proved here"
 CONJECTURED = "conjectured"
 
 SIZE_LIMIT = 10**18
-"""Sizes above this are refused: ``counting`` proves its roundings up to here."""
+"""Larger sizes are rejected: the rounding analysis of ``counting`` is proved up to this size."""
 
 
 def size_named(name: str) -> Option | None:
-    """The declared size of this name: one that bounds are stated in, or one that a task declares by itself."""
+    """The declared size with this name: one that bounds are stated in, or one that is specific to a task."""
     usual = next((size for size in OF_BOUNDS if size.name == name), None)
     if usual is not None:
         return usual
@@ -36,10 +36,10 @@ def size_named(name: str) -> Option | None:
 
 @dataclass(frozen=True, init=False)
 class Sizes:
-    """The sizes that a bound is asked for, by the names that ``headcount.tasks.sizes`` and the tasks declare.
+    """The sizes at which a bound is evaluated, under the names declared by ``headcount.tasks.sizes`` and the tasks.
 
-    Checked when made. ``epsilon``: the error asked for; ``None``: any that is small enough for the bound. A size that
-    is not given is ``None``, except ``heads``, which is 1.
+    Validated on construction. ``epsilon``: the target error; ``None``: any error that is small enough for the bound.
+    An unspecified size is ``None``, except ``heads``, which defaults to 1.
 
     >>> Sizes(tokens=16, sparsity=4).sparsity
     4
@@ -82,17 +82,17 @@ class Sizes:
 
     @property
     def heads(self) -> int:
-        """H, 1 unless given."""
+        """H; 1 by default."""
         return self._values["heads"]
 
     def given(self) -> dict[str, float]:
-        """What is given, by name: the usual sizes in their order, those of one task, epsilon."""
+        """The specified sizes by name: the common sizes in order, then task-specific ones, then epsilon."""
         names = dict.fromkeys((*(size.name for size in OF_BOUNDS), *self._values))
         values: dict[str, float] = {name: self._values[name] for name in names if name in self._values}
         return values if self.epsilon is None else values | {"epsilon": self.epsilon}
 
     def need(self, name: str) -> int:
-        """A size that a formula cannot do without."""
+        """A size that a formula requires; raises ``HeadcountError`` if it is missing."""
         value = self._values.get(name)
         if value is None:
             size = size_named(name)
@@ -102,7 +102,7 @@ class Sizes:
 
 
 class Quantity(NamedTuple):
-    """A least value and what it counts."""
+    """A minimum value and its unit."""
 
     value: int
     unit: str
@@ -110,17 +110,18 @@ class Quantity(NamedTuple):
 
 Constant = Literal["explicit", "unknown"]
 Model = Literal["embedded", "positional keys", "as stated"]
-"""What a bound is about. embedded: any network that reads tokens through their embeddings only. positional keys: one
-head whose keys depend on the position only, its values linear. as stated: what its hypotheses say, no other's."""
+"""The models that a bound covers. embedded: any network that reads tokens only through their embeddings. positional
+keys: one head with linear values whose keys depend only on the position. as stated: only the models that satisfy the
+bound's own hypotheses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
     """One lower bound.
 
-    ``formula`` returns the least size that the bound allows: everything below it is impossible. A bound
-    whose constant is unknown has none, so it cannot become a number; ``shape`` says how it grows.
-    ``obstacle`` names the hypothesis that given sizes break, or returns ``None``.
+    ``formula`` returns the minimum size that the bound allows: anything smaller is impossible. A bound
+    with an unknown constant has no formula, so it has no numerical value; ``shape`` states how it grows.
+    ``obstacle`` describes the hypothesis that the sizes violate, or returns ``None``.
     """
 
     id: str
@@ -135,9 +136,9 @@ class Bound:
     formula: Callable[[Sizes], Quantity] | None = None
     obstacle: Callable[[Sizes], str | None] = lambda sizes: None
     model: Model = "as stated"
-    """Which models it is about: ``gap`` compares bounds that are about the same ones."""
+    """The models that the bound covers: ``gap`` compares bounds that cover the same models."""
     argument: str = ""
-    """Why it holds; by default the docstring of ``formula``, so that it stays beside the code."""
+    """The proof; by default the docstring of ``formula``, so that it is kept next to the code."""
 
     def __post_init__(self) -> None:
         if not self.argument:
@@ -146,10 +147,10 @@ class Bound:
 
     @property
     def constant(self) -> Constant:
-        """Whether the constant is known; only then is there a number."""
+        """Whether the constant is known; the bound has a numerical value only if it is."""
         return "unknown" if self.formula is None else "explicit"
 
-    def evaluate(self, sizes: Sizes | None = None, **given: Any) -> BoundValue:
+    def evaluate(self, sizes: Sizes | None = None, **size_values: Any) -> BoundValue:
         """The bound at these sizes (a ``Sizes``, or its fields by name).
 
         >>> from headcount import bounds
@@ -157,7 +158,7 @@ class Bound:
         >>> answer.value, answer.unit
         (5, 'embedding dimensions')
         """
-        sizes = sizes or Sizes(**given)
+        sizes = sizes or Sizes(**size_values)
         if self.formula is None:
             return BoundValue(self, None, None, "the constant is unknown")
         obstacle = self.obstacle(sizes)
@@ -168,7 +169,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class BoundValue:
-    """What a bound says at given sizes: ``value`` in ``unit``, or ``None`` and why."""
+    """The value of a bound at particular sizes: ``value`` in ``unit``, or ``None`` and the reason."""
 
     bound: Bound
     value: int | None
@@ -192,7 +193,7 @@ class BoundValue:
 
 
 def epsilon_below(limit: str, of: Callable[[int], float]) -> Callable[[Sizes], str | None]:
-    """An obstacle: the error asked for is not below ``of(q)``, written ``limit``."""
+    """An obstacle: the target error is not below ``of(q)``, displayed as ``limit``."""
 
     def obstacle(sizes: Sizes) -> str | None:
         bar = of(sizes.need("sparsity"))
@@ -204,9 +205,9 @@ def epsilon_below(limit: str, of: Callable[[int], float]) -> Callable[[Sizes], s
 
 
 def first_obstacle(*obstacles: Callable[[Sizes], str | None]) -> Callable[[Sizes], str | None]:
-    """The first of several obstacles that stands in the way."""
+    """An obstacle that reports the first of several obstacles that applies."""
 
     def obstacle(sizes: Sizes) -> str | None:
-        return next((found for each in obstacles if (found := each(sizes))), None)
+        return next((reason for each in obstacles if (reason := each(sizes))), None)
 
     return obstacle

@@ -1,16 +1,16 @@
-"""What is built: explicit weights whose dimension stands against the lower bounds.
+"""Upper bounds: explicit weights whose dimension is compared with the lower bounds.
 
 ``qsa-polytope`` (THEORY section 4, after [A] Theorem 3) has keys t, t^2, ..., t^(2q) and, for the subset y,
 the coefficients of -prod_{j in y} (t - t_j)^2 as its query: the logit is 0 on y and at most -1 at every
 other integer, up to a constant that softmax drops. All numbers are integers, of up to 2q log2 N bits. Split
-into digits of p bits they are embeddings of p-bit numbers for *any* p, and the query and key matrices,
-which put the digits together with powers of two, are as free as in the bound ``qsa-bits``: that pair of
-numbers brackets the same thing, p-bit embeddings with exact arithmetic after them. (Rounding inside the
-arithmetic, too, is another question; ``headcount construct`` answers it by simulation.)
+into digits of p bits, they form embeddings of p-bit numbers for *any* p, and the query and key matrices,
+which recombine the digits with powers of two, are as unrestricted as in the bound ``qsa-bits``: the two
+numbers bracket the same quantity, p-bit embeddings followed by exact arithmetic. (Rounding inside the
+arithmetic is a separate question; ``headcount construct`` answers it by simulation.)
 
-m counts, as for the bounds, the wider of two vectors: the one that keys and values are read from and the
-one that queries are read from. The value width d_v of a head is another size; it is given where a bound is
-on it (Match3).
+As in the bounds, m is the width of the wider of two vectors: the one that keys and values are computed from and
+the one that queries are computed from. The value width d_v of a head is a separate size; it is set if the task has
+a bound on it (Match3).
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from headcount.core.errors import HeadcountError
 from headcount.core.payload import JsonObject
 
 DIGITS_LIMIT = 100_000
-"""Largest sparsity whose digits are counted number by number (half a second)."""
+"""Largest sparsity for which the digits are counted one number at a time (half a second)."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """One construction at given sizes."""
+    """One construction at particular sizes."""
 
     id: str
     embedding_dim: int
     needs_bits: int
-    """Bits of an embedding entry."""
+    """Bits of each embedding entry."""
     arithmetic: str
-    """What else it takes to run it."""
+    """The arithmetic that the construction requires."""
     guarantee: str = "all inputs"
     value_width: int | None = None
-    """d_v: numbers that a head sums, where a bound of the task is on them."""
+    """d_v: the number of entries that a head sums; set if the task has a bound on it."""
 
     def as_dict(self) -> JsonObject:
         """The fields of the JSON answer."""
@@ -53,9 +53,9 @@ class LimbPolytope:
 
     Positions are centred, |t| <= h = ceil((N-1)/2): |t^k| <= h^k, and the coefficient of t^k is at most
     C(2q, k) h^(2q-k). A number of b bits takes ceil(b / (p-1)) digits in (-2^(p-1), 2^(p-1)), each with its
-    sign. Values are rounded to F bits after the point with sqrt(d') 2^-(F+1) <= epsilon/2, and the scale
+    sign. Values are rounded to F fractional bits with sqrt(d') 2^-(F+1) <= epsilon/2, and the scale
     alpha of the logits leaves the mass (N-q)/q e^-alpha <= epsilon/4 off the subset, which costs at most
-    twice that. Where (N-q)/q is no more than epsilon/4, uniform attention (alpha = 0) will do.
+    twice that. If (N-q)/q is at most epsilon/4, uniform attention (alpha = 0) suffices.
     """
 
     tokens: int
@@ -75,7 +75,7 @@ class LimbPolytope:
 
     @property
     def fraction(self) -> int:
-        """F: bits of a value after the point."""
+        """F: the number of fractional bits of a value."""
         return max(0, math.ceil(math.log2(self.dim) / 2 - math.log2(self.epsilon)))
 
     @property
@@ -85,7 +85,7 @@ class LimbPolytope:
         return max(0.0, math.log(4 * rest / self.sparsity) - math.log(self.epsilon)) if rest else 0.0
 
     def limbs(self, bits: int) -> int:
-        """Digits of a number of so many bits."""
+        """The number of digits of a number with ``bits`` bits."""
         return -(-bits // (self.precision_bits - 1))
 
     @property
@@ -114,7 +114,7 @@ class LimbPolytope:
 
     @property
     def undivided_bits(self) -> int:
-        """Bits, with the sign, of the longest number: with so many a digit is a whole number.
+        """Bits, including the sign, of the longest number: with this many bits each number fits one digit.
 
         The longest power is t^(2q). C(2q, k) h^(2q-k) grows with k while (2q - k) / ((k + 1) h) >= 1, and then
         falls: the longest coefficient is at k ~ 2q / (h + 1).
@@ -126,13 +126,13 @@ class LimbPolytope:
 
     @property
     def embedding_dim(self) -> int:
-        """m: digits of the wider vector."""
+        """m: the number of digits of the wider vector."""
         values = self.dim * self.limbs(self.fraction + 1)
         keys, queries = (sum(map(self.limbs, bits)) for bits in (self._key_bits, self._query_bits))
         return max(values + keys, queries)
 
     def _digits(self, number: int, count: int) -> list[int]:
-        """Digits, the lowest first, all with the number's sign."""
+        """Digits, least significant first, each with the sign of the number."""
         base, size, sign = 2 ** (self.precision_bits - 1), abs(number), 1 if number >= 0 else -1
         digits = []
         for _ in range(count):
@@ -142,7 +142,7 @@ class LimbPolytope:
         return digits
 
     def _join(self, digits: Sequence[int]) -> int:
-        """What the query and key matrices do: digits times powers of 2^(p-1)."""
+        """The sum of digits times powers of 2^(p-1), as computed by the query and key matrices."""
         return sum(digit << (self.precision_bits - 1) * place for place, digit in enumerate(digits))
 
     def key(self, token: int) -> list[list[int]]:
@@ -171,7 +171,7 @@ class LimbPolytope:
         """The output at a token with this subset, (d',)."""
         logits = self.logits(subset)
         top = max(logits)
-        # The exact gaps have hundreds of bits, more than a float64 takes; exp of anything below -750 is 0.
+        # The exact gaps have hundreds of bits, more than float64 can hold; exp of anything below -750 is 0.
         weights = [math.exp(max(self.alpha * max(logit - top, -(2**1000)), -750)) for logit in logits]
         step = 2.0**-self.fraction
         values = [[step * self._join(self._value(entry)) for entry in row] for row in z]
@@ -184,7 +184,7 @@ class LimbPolytope:
 
 
 def _bits_below(log2: float) -> int:
-    """Bits enough for every integer up to 2^log2; the slack covers the rounding of float64 logarithms."""
+    """Sufficient bits for every integer up to 2^log2; the slack covers the rounding of float64 logarithms."""
     return math.floor(log2 + 1e-9 * (1 + log2)) + 1
 
 
@@ -193,11 +193,11 @@ def _log2_binomial(n: int, k: int) -> float:
 
 
 def built_qsa(sizes: Sizes) -> list[Built]:
-    """What solves qSA at these sizes: the polytope whole and in p-bit digits, and one-hot keys.
+    """Constructions that solve qSA at these sizes: the polytope, undivided and in p-bit digits, and one-hot keys.
 
-    One-hot keys need no more than 2 bits for keys and queries: key j is the j-th unit vector, the query the
-    indicator of the subset, the logit 1 on it and 0 off it. Their values take digits as the polytope's do.
-    Digits of the polytope are left out beyond q = ``DIGITS_LIMIT``.
+    One-hot keys need at most 2 bits for keys and queries: key j is the j-th unit vector, the query is the
+    indicator of the subset, and the logit is 1 on the subset and 0 elsewhere. Values are split into digits as for the
+    polytope. The digit version of the polytope is omitted for q > ``DIGITS_LIMIT``.
     """
     n, q, dim = sizes.need("tokens"), sizes.need("sparsity"), sizes.need("dim")
     epsilon, p = sizes.epsilon or 1 / (4 * q), sizes.precision_bits
@@ -213,7 +213,7 @@ def built_qsa(sizes: Sizes) -> list[Built]:
 
 
 def built_match3(sizes: Sizes) -> list[Built]:
-    """What solves Match3 with one layer of ordinary attention (``histogram_layer``, ``threshold_layer``)."""
+    """One-layer constructions for Match3 with ordinary attention (``histogram_layer``, ``threshold_layer``)."""
     n, modulus = sizes.need("tokens"), sizes.need("modulus")
     bits = 1 + (-(-n // 2)).bit_length()  # 2^(p-1) - 1 >= N/2
     arithmetic = "the arithmetic of headcount.pbit.layer"
@@ -224,12 +224,12 @@ def built_match3(sizes: Sizes) -> list[Built]:
 
 
 def smallest_built(rows: Sequence[Built], precision_bits: int | None) -> int | None:
-    """The smallest embedding dimension that solves every input and that p bits are enough for, if any."""
+    """The smallest embedding dimension that solves every input with p bits, or ``None``."""
     return min((row.embedding_dim for row in _usable(rows, precision_bits)), default=None)
 
 
 def smallest_value_width(rows: Sequence[Built], precision_bits: int | None) -> int | None:
-    """The smallest value width that solves every input and that p bits are enough for, if any is given."""
+    """The smallest value width that solves every input with p bits, or ``None`` if no construction states one."""
     widths = (row.value_width for row in _usable(rows, precision_bits))
     return min((width for width in widths if width is not None), default=None)
 

@@ -1,11 +1,11 @@
-"""Binomials as bounds need them: exact where they fit, never rounded past what is proved where they do not.
+"""Binomial coefficients for the bounds: exact if small enough, otherwise rounded only in the proved direction.
 
-A lower bound says "at least this many bits", so every approximation here errs downwards. Two routes:
+A lower bound states "at least this many bits", so every approximation here rounds down. There are two methods:
 
 - exact integers, up to ``EXACT_BITS`` bits;
-- beyond, Robbins' bounds on the factorial,
+- beyond that, Robbins' bounds on the factorial,
   sqrt(2 pi n) (n/e)^n e^(1/(12n+1)) < n! < sqrt(2 pi n) (n/e)^n e^(1/(12n))
-  (H. Robbins, "A remark on Stirling's formula", 1955), in 60-digit decimals. Their gap is below 1/(144 n^2),
+  (H. Robbins, "A remark on Stirling's formula", 1955), in 60-digit decimals. They differ by less than 1/(144 n^2),
   and the rounding of the decimals is below ``SLACK`` for every n up to 10^18.
 """
 
@@ -15,7 +15,7 @@ import math
 from decimal import Decimal, localcontext
 
 EXACT_BITS = 100_000
-"""Binomials with more bits than this are bracketed, not computed (a comparison then takes microseconds)."""
+"""Binomials with more bits than this are bracketed instead of computed (a comparison then takes microseconds)."""
 
 DIGITS = 60
 SLACK = Decimal("1e-30")
@@ -23,7 +23,7 @@ _PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459"
 
 
 def bits_to_name(count: int) -> int:
-    """The least b with 2^b >= ``count``: the bits it takes to tell ``count`` things apart.
+    """The least b with 2^b >= ``count``: the number of bits needed to distinguish ``count`` values.
 
     >>> [bits_to_name(count) for count in (1, 2, 3, 4, 5)]
     [0, 1, 2, 2, 3]
@@ -58,12 +58,12 @@ def log2_binomial_bracket(n: int, k: int) -> tuple[Decimal, Decimal]:
 
 
 def is_exact(n: int, k: int) -> bool:
-    """Whether C(n, k) has so few bits that it is computed exactly."""
+    """Whether C(n, k) is small enough to be computed exactly."""
     return min(k, n - k) <= 64 or log2_binomial_bracket(n, k)[1] <= EXACT_BITS
 
 
 def binomial_bits(n: int, k: int) -> int:
-    """The least b with 2^b >= C(n, k); for huge binomials a proved lower bound on it, at most 1 below.
+    """The least b with 2^b >= C(n, k); for large binomials a proved lower bound on b that is at most 1 too small.
 
     >>> math.comb(1023, 8).bit_length(), binomial_bits(1023, 8)
     (65, 65)
@@ -74,9 +74,9 @@ def binomial_bits(n: int, k: int) -> int:
 
 
 def least_sum_of_binomials(a: int, target_n: int, target_k: int) -> int:
-    """The least m with 2 sum_{k<m} C(a, k) >= C(target_n, target_k); for huge ones a proved lower bound.
+    """The least m with 2 sum_{k<m} C(a, k) >= C(target_n, target_k); for large ones a proved lower bound.
 
-    The huge case compares logarithms and uses sum_{k<=r} C(a, k) <= C(a, r) (a - r + 1) / (a - 2r + 1) for
+    The large case compares logarithms and uses sum_{k<=r} C(a, k) <= C(a, r) (a - r + 1) / (a - 2r + 1) for
     2r <= a (each term is at most r / (a - r + 1) times the next one: a geometric series). Needs a >= 2
     target_k.
     """
@@ -87,7 +87,7 @@ def least_sum_of_binomials(a: int, target_n: int, target_k: int) -> int:
             total += term
             term = term * (a - m) // (m + 1)
             m += 1
-            if not term:  # all 2^a of them: more terms add nothing
+            if not term:  # the sum is already 2^a: further terms are 0
                 break
         return m
     low, high = 1, target_k + 1
@@ -110,7 +110,7 @@ def _log2_sum_upper(a: int, r: int) -> Decimal:
 
 
 def power_bits(base: int, exponent: int) -> int:
-    """The least b with 2^b >= base^exponent (base >= 1); for huge powers a proved lower bound on it.
+    """The least b with 2^b >= base^exponent (base >= 1); for large powers a proved lower bound on b.
 
     >>> power_bits(10, 10), power_bits(4, 3)
     (34, 6)

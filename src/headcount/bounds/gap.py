@@ -1,7 +1,8 @@
-"""The gap between theory's two sides: the largest lower bound that applies, and the smallest that is built.
+"""The gap between lower and upper bounds: the largest applicable lower bound and the smallest construction.
 
-Commands (``bound``, ``construct``) and figures (``dimensions``, ``qsa-width``) ask here, so that they agree on which
-bounds apply to which models: the ``model`` of a bound. Bounds whose constant is unknown have no number and never count.
+Commands (``bound``, ``construct``) and figures (``dimensions``, ``qsa-width``) share this module so that they agree on
+which bounds apply to which models: the ``model`` of a bound. Bounds with an unknown constant have no value and are
+ignored.
 """
 
 from __future__ import annotations
@@ -20,24 +21,25 @@ if TYPE_CHECKING:
     from headcount.constructions import Construction
 
 BUILT: dict[str, Callable[[Sizes], list[Built]]] = {"qsa": built_qsa, "match3": built_match3}
-"""What is built for a task, in exact arithmetic after the embedding."""
+"""The constructions for each task, with exact arithmetic after the embedding."""
 CONSTRUCTIONS = {"qsa": ("qsa-polytope", "qsa-certificate")}
-"""The constructions with certificates that stand beside lower bounds on their task."""
+"""The certified constructions that are compared with the lower bounds on their task."""
 TWO_MAPS: tuple[Model, ...] = ("embedded", "positional keys")
-"""Bounds that apply to the qSA constructions: one head, keys that depend on the position, queries on the subset and the
-position, linear values."""
+"""Bounds that apply to the qSA constructions: one head, linear values, keys that depend on the position, and queries
+that depend on the subset and the position."""
 ONE_MAP: tuple[Model, ...] = ("embedded",)
-"""Bounds that apply to a unit with one map for queries, keys and values, whose keys may depend on everything."""
+"""Bounds that apply to a unit with a single map for queries, keys and values, whose keys may depend on any input."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Both sides at given sizes.
+    """Lower and upper bounds at particular sizes.
 
-    answers: every bound on the task. embedded: the largest on the embedding dimension m that holds for any network on
-    p-bit embeddings. hypotheses: the largest on m of all, under its hypotheses. value_width: the largest on the value
-    width d_v of a head. built: what is built; ``built_embedding_dim`` and ``built_value_width`` are the smallest sizes
-    that solve every input with the precision given. ``None``: no number applies, nothing is built.
+    answers: every bound on the task. embedded: the largest bound on the embedding dimension m that holds for any
+    network on p-bit embeddings. hypotheses: the largest bound on m overall, under its hypotheses. value_width: the
+    largest bound on the value width d_v of a head. built: the constructions; ``built_embedding_dim`` and
+    ``built_value_width`` are the smallest sizes that solve every input at the specified precision. ``None``: no bound
+    or construction applies.
     """
 
     answers: tuple[BoundValue, ...]
@@ -50,9 +52,9 @@ class Gap:
 
 
 def gap(task: str, sizes: Sizes, build: bool = False) -> Gap:
-    """Both sides of the theory of a task.
+    """Lower and upper bounds for a task.
 
-    build: also search for the constructions of ``headcount construct`` and take the sizes of their certificates.
+    build: also build the constructions of ``headcount construct`` and include the sizes in their certificates.
 
     >>> found = gap("qsa", Sizes(tokens=1024, sparsity=8, dim=8, precision_bits=16))
     >>> found.embedded.value, found.hypotheses.value, found.built_embedding_dim
@@ -61,7 +63,7 @@ def gap(task: str, sizes: Sizes, build: bool = False) -> Gap:
     answers = tuple(bound.evaluate(sizes) for bound in registry.of_task(task))
     built = BUILT[task](sizes) if task in BUILT else []
     if build:
-        built += [_certified(own) for own in constructed(task, sizes).values()]
+        built += [_certified(construction) for construction in constructed(task, sizes).values()]
     return Gap(
         answers=answers,
         embedded=largest((answer for answer in answers if answer.bound.model == "embedded"), EMBEDDING),
@@ -74,13 +76,13 @@ def gap(task: str, sizes: Sizes, build: bool = False) -> Gap:
 
 
 def largest(answers: Iterable[BoundValue], unit: str) -> BoundValue | None:
-    """The answer with the largest number in this unit, the first of equal ones; ``None`` where none has a number."""
+    """The answer with the largest value in this unit (the first of ties); ``None`` if no answer has a value."""
     numbers = [answer for answer in answers if answer.unit == unit and answer.value is not None]
     return max(numbers, key=lambda answer: answer.value or 0, default=None)
 
 
 def embedding_bounds(task: str, sizes: Sizes, models: Collection[Model]) -> dict[str, int | None]:
-    """The bounds on the embedding dimension that are about these models, by id; ``None``: no number at these sizes.
+    """The bounds on the embedding dimension that cover these models, by id; ``None``: no value at these sizes.
 
     >>> embedding_bounds("qsa", Sizes(tokens=8, sparsity=4, dim=1, precision_bits=6), ONE_MAP)
     {'qsa-bits': 1, 'qsa-bits-all': 2}
@@ -90,10 +92,10 @@ def embedding_bounds(task: str, sizes: Sizes, models: Collection[Model]) -> dict
 
 
 def lower_bound(built: Construction, precision: str) -> int | None:
-    """The largest lower bound on the embedding dimension that applies to a construction; ``None`` where none does.
+    """The largest lower bound on the embedding dimension that applies to a construction, or ``None``.
 
-    The epsilon is that of its certificate, p that of the arithmetic it runs in. Numbers of ``wide:p`` have integer
-    bits, too, so that no bound for p-bit numbers applies to them.
+    epsilon is taken from the certificate and p from the arithmetic that the construction runs in. Numbers of ``wide:p``
+    also have integer bits, so no bound for p-bit numbers applies to them.
     """
     from headcount.pbit.formats import get_format, wide_bits
 
@@ -107,11 +109,11 @@ def lower_bound(built: Construction, precision: str) -> int | None:
 
 
 def constructed(task: str, sizes: Sizes, seed: int = 0) -> dict[str, Construction]:
-    """The constructions of a task at these sizes, by name; without an epsilon in ``sizes`` to within 1/(4q).
+    """The constructions for a task at these sizes, by name; epsilon defaults to 1/(4q).
 
-    Seconds to minutes for ``qsa-certificate``, whose keys are searched; ``seed`` draws them.
+    ``qsa-certificate`` takes seconds to minutes because its keys are found by search; ``seed`` seeds the search.
     """
-    from headcount import constructions  # it needs torch, the bounds do not
+    from headcount import constructions  # imported here because it needs torch and the bounds do not
 
     result = {}
     for name in CONSTRUCTIONS.get(task, ()):
@@ -123,7 +125,7 @@ def constructed(task: str, sizes: Sizes, seed: int = 0) -> dict[str, Constructio
 
 
 def _certified(built: Construction) -> Built:
-    """What a construction's own certificate says, every operation rounded."""
-    own = built.certificate
+    """The sizes in a construction's certificate, with every operation rounded."""
+    certificate = built.certificate
     arithmetic = "every operation rounded (headcount construct)"
-    return Built(own.name, own.embedding_dim, own.bits, arithmetic, own.guarantee)
+    return Built(certificate.name, certificate.embedding_dim, certificate.bits, arithmetic, certificate.guarantee)

@@ -1,4 +1,4 @@
-"""Which lower bounds there are, by id."""
+"""Registry of lower bounds by id."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BOUNDS = Registry("bound", ((bound.id, bound) for bound in _ALL))
 
 
 def ids() -> tuple[str, ...]:
-    """The ids that ``get`` takes, in the order of the table."""
+    """The ids that ``get`` accepts, in table order."""
     return _BOUNDS.names()
 
 
@@ -44,5 +44,5 @@ def get(id: str) -> Bound:
 
 
 def of_task(task: str) -> tuple[Bound, ...]:
-    """The bounds on one task, in the order of the table."""
+    """The bounds on one task, in table order."""
     return tuple(bound for bound in _BOUNDS if bound.task == task)

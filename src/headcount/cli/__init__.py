@@ -1,4 +1,4 @@
-"""The command line: one file a command group; nothing heavy is imported before a command runs."""
+"""The command line: one file per command group; heavy imports happen only when a command runs."""
 
 from __future__ import annotations
 

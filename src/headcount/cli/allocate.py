@@ -1,4 +1,4 @@
-"""``headcount allocate`` (a budget of heads and dimensions split over lags) and ``headcount kernels`` (E_pos)."""
+"""``headcount allocate`` (splitting a budget of heads and dimensions over lags) and ``headcount kernels`` (E_pos)."""
 
 from __future__ import annotations
 
@@ -75,24 +75,24 @@ def allocate(
     errors = tables.position_table(position, asked, limit, known, context, logit_budget)
     rows = [errors.by_dim(lag) for lag in asked]
     content = random_spectra(len(asked), width, seed) if spectra is None else read_spectra(spectra, len(asked), layer)
-    found = solver.allocate(asked, budget, rows, content)
+    allocation = solver.allocate(asked, budget, rows, content)
     if figure is not None:
         from headcount.lab.figures import heads_at_fixed_size as drawing
 
         drawing.FIGURE.write(drawing.rows(asked, budget, content), figure)
     if as_json:
         settings = {"limit": limit, "context": context, "logit_budget": errors.logit_budget}
-        emit_json(found.as_json() | {"position": position, "budget": budget} | settings)
+        emit_json(allocation.as_json() | {"position": position, "budget": budget} | settings)
         return
     rich_table = Table("lag", "heads", "dim", "E_pos")
-    for group in found.groups:
+    for group in allocation.groups:
         reached = errors.errors(group.lag, dim=group.dim)[group.heads - 1]
         rich_table.add_row(str(group.lag), str(group.heads), str(group.dim), f"{reached:.4g}")
-    best = found.uniform
+    best = allocation.uniform
     show(
         rich_table,
-        f"error {found.error:.4g} with {sum(group.heads * group.dim for group in found.groups)} of {budget} numbers; "
-        f"uniform {best.error:.4g}, with {best.heads} heads of {best.dim}",
+        f"error {allocation.error:.4g} with {sum(group.heads * group.dim for group in allocation.groups)} of {budget} "
+        f"numbers; uniform {best.error:.4g}, with {best.heads} heads of {best.dim}",
     )
 
 
@@ -165,32 +165,37 @@ def kernels(
                 tables.write_table(out, table)
 
         with progress_bars() as progress:
-            found = tables.compute(
+            position_table = tables.compute(
                 position, limit=limit, lags=asked, seed=seed, context=context, logit_budget=logit_budget, dims=widths,
                 begun=begun, save=save, progress=progress,
             )  # fmt: skip
     else:
-        found = tables.position_table(position, asked, limit)
+        position_table = tables.position_table(position, asked, limit)
     if figure is not None:
         from headcount.lab.figures import position_errors as drawing
 
         drawing.FIGURE.write(drawing.rows(), figure)
-    shown = min(64, found.dims[-1]) if dim is None and found.dims else dim
-    answer = {"position": position, "limit": limit, "context": found.context, "logit_budget": found.logit_budget}
+    shown = min(64, position_table.dims[-1]) if dim is None and position_table.dims else dim
+    answer = {
+        "position": position,
+        "limit": limit,
+        "context": position_table.context,
+        "logit_budget": position_table.logit_budget,
+    }
     if shown is not None:
         answer["dim"] = shown
     if decay:
-        _show_decay(found, asked, shown, answer, as_json)
+        _show_decay(position_table, asked, shown, answer, as_json)
         return
     if as_json:
-        errors = {str(lag): found.errors(lag, dim=shown).tolist() for lag in asked}
-        lower = {str(lag): found.lower(lag, dim=shown).tolist() for lag in asked}
+        errors = {str(lag): position_table.errors(lag, dim=shown).tolist() for lag in asked}
+        lower = {str(lag): position_table.lower(lag, dim=shown).tolist() for lag in asked}
         emit_json(answer | {"errors": errors, "lower": lower})
         return
-    _show_errors(found, asked, shown)
+    _show_errors(position_table, asked, shown)
 
 
-def _show_errors(found: Any, lags: list[int], dim: int | None) -> None:
+def _show_errors(position_table: Any, lags: list[int], dim: int | None) -> None:
     from rich.table import Table
 
     shown = (1, 2, 3, 4, 6)
@@ -200,20 +205,20 @@ def _show_errors(found: Any, lags: list[int], dim: int | None) -> None:
 
     table = Table("lag", "1 head", *(f"{heads}" for heads in shown[1:]), "32", "at least")
     for lag in lags:
-        row = found.errors(lag, dim=dim)
+        row = position_table.errors(lag, dim=dim)
         table.add_row(
-            str(lag), *(short(row[heads - 1]) for heads in (*shown, 32)), short(found.lower(lag, dim=dim)[-1])
+            str(lag), *(short(row[heads - 1]) for heads in (*shown, 32)), short(position_table.lower(lag, dim=dim)[-1])
         )
     heads = "" if dim is None else f"heads of dimension {dim}\n"
     show(table, f"{heads}at least: what is proved for 32 heads; a found error is an upper bound")
 
 
-def _show_decay(found: Any, lags: list[int], dim: int | None, answer: JsonObject, as_json: bool) -> None:
+def _show_decay(position_table: Any, lags: list[int], dim: int | None, answer: JsonObject, as_json: bool) -> None:
     from rich.table import Table
 
     from headcount.lags.decay import decay_rows, lag_decay
 
-    rows, fall = decay_rows(found, lags, dim), lag_decay(found, lags, dim=dim)
+    rows, fall = decay_rows(position_table, lags, dim), lag_decay(position_table, lags, dim=dim)
     if as_json:
         emit_json(answer | {"decay": rows, "gain_by_lag": fall})
         return

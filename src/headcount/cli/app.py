@@ -1,4 +1,4 @@
-"""The commands, put together. A group is one file here with a function ``register(app)``."""
+"""The assembled application. Each command group is a file here with a function ``register(app)``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GROUPS: tuple[str, ...] = (
     "figure",
     "allocate",
 )
-"""Files of this folder that add commands, in the order in which the help lists them."""
+"""Modules of this package that add commands, in the order of the help."""
 
 app = typer.Typer(
     name="headcount",

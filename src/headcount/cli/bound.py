@@ -1,4 +1,4 @@
-"""``headcount bound``: lower bounds with their status, what is built above them, and the protocols."""
+"""``headcount bound``: lower bounds with their status, matching constructions, and protocols."""
 
 from __future__ import annotations
 
@@ -162,13 +162,13 @@ def head(tokens: Tokens, as_json: Json = False) -> None:
 
 
 def _answer(task: str, sizes: Sizes, as_json: bool, also: tuple[str, ...] = (), build: bool = False) -> None:
-    """Both sides of the theory of a task; ``also``: tasks whose bounds are listed with it."""
+    """Lower bounds and constructions of a task; ``also``: tasks whose bounds are listed too."""
     from headcount import bounds
     from headcount.bounds.gap import gap
 
-    found = gap(task, sizes, build)
-    answers = [*found.answers, *(b.evaluate(sizes) for name in also for b in bounds.of_task(name))]
-    embedded, strictest, widest = found.embedded, found.hypotheses, found.value_width
+    task_gap = gap(task, sizes, build)
+    answers = [*task_gap.answers, *(b.evaluate(sizes) for name in also for b in bounds.of_task(name))]
+    embedded, strictest, widest = task_gap.embedded, task_gap.hypotheses, task_gap.value_width
     if as_json:
         emit_json(
             {
@@ -178,9 +178,9 @@ def _answer(task: str, sizes: Sizes, as_json: bool, also: tuple[str, ...] = (), 
                 "impossible_below_embedding_dim": embedded and embedded.value,
                 "impossible_below_under_hypotheses": strictest and strictest.value,
                 "impossible_below_value_width": widest and widest.value,
-                "built_embedding_dim": found.built_embedding_dim,
-                "built_value_width": found.built_value_width,
-                "built": [b.as_dict() for b in found.built],
+                "built_embedding_dim": task_gap.built_embedding_dim,
+                "built_value_width": task_gap.built_value_width,
+                "built": [b.as_dict() for b in task_gap.built],
             }
         )
         return
@@ -194,7 +194,7 @@ def _answer(task: str, sizes: Sizes, as_json: bool, also: tuple[str, ...] = (), 
         size = f"value width {widest.value} of a head, for any embedding dimension"
         show(f"impossible below {size}, under the hypotheses of {widest.bound.id}")
     p = sizes.precision_bits
-    for b in found.built:
+    for b in task_gap.built:
         short = "" if p is None or b.needs_bits <= p else f", more than the {p} given"
         limits = f"{b.needs_bits} bits{short}; {b.arithmetic}; {b.guarantee}"
         width = "" if b.value_width is None else f", value width {b.value_width}"

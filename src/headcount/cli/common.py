@@ -1,4 +1,4 @@
-"""What every command shares: its standard options, JSON on stdout, progress on stderr."""
+"""Code shared by all commands: standard options, JSON on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run made
 
 
 def offered(*values: str) -> Callable[[str], list[str]]:
-    """What tab completion offers for an option.
+    """A tab-completion function for an option with these values.
 
     >>> offered("fast", "small")("f")
     ['fast']
@@ -38,8 +38,8 @@ def offered(*values: str) -> Callable[[str], list[str]]:
 
 
 def emit_json(value: JsonObject) -> None:
-    """Print one JSON object on stdout; NaN and infinities become null, so that every reader takes it."""
-    # dumps takes the C encoder, dump does not: seconds for an answer of a million labels.
+    """Print one JSON object on stdout; NaN and infinities become null, which every parser accepts."""
+    # dumps uses the C encoder and dump does not, which saves seconds for a million labels.
     sys.stdout.write(json.dumps(_finite(value), allow_nan=False) + "\n")
 
 
@@ -54,14 +54,14 @@ def _finite(value: Any) -> Any:
 
 
 def stdout_console() -> Console:
-    """Where results for people go."""
+    """The console for human-readable results."""
     from rich.console import Console
 
     return Console()
 
 
 def named_table(first: str, *others: str) -> Table:
-    """A table whose first column, of names to type again, is never cut or wrapped; the others share the rest."""
+    """A table whose first column is never truncated or wrapped, so that its names can be copied."""
     from rich.table import Table
 
     table = Table()
@@ -72,7 +72,7 @@ def named_table(first: str, *others: str) -> Table:
 
 
 def show(*parts: RenderableType) -> None:
-    """Print tables and lines for people on stdout."""
+    """Print human-readable tables and lines on stdout."""
     console = stdout_console()
     for part in parts:
         console.print(part)
@@ -80,7 +80,7 @@ def show(*parts: RenderableType) -> None:
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Progress bars with the time left, on stderr; silent when it is no terminal."""
+    """Progress bars with the remaining time on stderr; silent if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield silent
         return

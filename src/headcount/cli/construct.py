@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from headcount.constructions import Construction, Verification
 
 NAMES = ("qsa-certificate", "qsa-polytope", "match2", "match-s", "match3-bigram", "match3-local")
-"""The constructions; a test holds this list against ``headcount.constructions.names()``."""
+"""The constructions; a test compares this list with ``headcount.constructions.names()``."""
 SIZES = (TOKENS, SPARSITY, DIM, MODULUS, ORDER, WINDOW)
-"""The sizes that they take; the same test holds these against the constructions' options."""
+"""Their sizes; the same test compares these with the options of the constructions."""
 
 Precision = Annotated[
     str,
@@ -74,12 +74,12 @@ def _command(name: str) -> None:
         seed: Seed = 0,
         out: Weights = None,
         as_json: Json = False,
-        **given: int,
+        **sizes: int,
     ) -> None:
         from headcount import constructions
 
         options: dict[str, Any] = {
-            **given,
+            **sizes,
             "epsilon": epsilon,
             "key_dim": key_dim,
             "guarantee": {"given": "the subsets given", "all": "all inputs", None: None}[guarantee],
@@ -155,10 +155,10 @@ def _report(
     start: float,
     progress: Any,
 ) -> None:
-    """Verify, save, print; exit 1 where an answer is wrong."""
+    """Verify, save and print; exit 1 if an answer is wrong."""
     from headcount.bounds.gap import lower_bound
 
-    found = _verify(built, precision, accumulate, count, kind, seed, progress)
+    verification = _verify(built, precision, accumulate, count, kind, seed, progress)
     if out is not None:
         built.save(out)
     certificate = built.certificate
@@ -168,7 +168,7 @@ def _report(
         "kind": kind,
         "count": count,
         "seed": seed,
-        **found.model_dump(),
+        **verification.model_dump(),
         "lower_bound_embedding_dim": lower_bound(built, precision),
         "seconds": round(time.perf_counter() - start, 3),
     }
@@ -176,12 +176,12 @@ def _report(
         emit_json(answer)
     else:
         _show(answer)
-    if not found.verified:
-        where = found.first_failure
+    if not verification.verified:
+        where = verification.first_failure
         assert where is not None
         raise CheckFailedError(
-            f"{certificate.name} does not verify in {precision}: {found.wrong} of {found.checked} answers "
-            f"wrong, the first in sequence {where.sequence} (error {where.error:.3g} at token {where.token})",
+            f"{certificate.name} does not verify in {precision}: {verification.wrong} of {verification.checked} "
+            f"answers wrong, the first in sequence {where.sequence} (error {where.error:.3g} at token {where.token})",
             fix="use a higher --precision or a smaller size",
         )
 
@@ -260,10 +260,10 @@ def scan(
     count: Count = 8,
     seed: Seed = 0,
     as_json: Json = False,
-    **given: int,
+    **size_options: int,
 ) -> None:
     """The cliff: the largest size that still verifies in one precision, or the fewest bits at one size."""
-    options: dict[str, Any] = {**given, **({} if epsilon is None else {"epsilon": epsilon})}
+    options: dict[str, Any] = {**size_options, **({} if epsilon is None else {"epsilon": epsilon})}
     if over == "bits":
         if precision is not None or values is not None:
             raise HeadcountError("a scan over bits takes no --precision and no --values", fix="leave them out")
@@ -291,8 +291,8 @@ def _scan_bits(name: str, options: dict[str, Any], count: int, seed: int, as_jso
     if as_json:
         emit_json({"name": name, "over": "bits", "sizes": sizes, "fewest": fewest, "sufficient": sufficient})
         return
-    found = ", ".join(f"{style}:{bits}" if bits else f"{style}: none up to 53" for style, bits in fewest.items())
-    show(f"{name} verifies from {found} on; {sufficient} significand bits suffice by analysis")
+    thresholds = ", ".join(f"{style}:{bits}" if bits else f"{style}: none up to 53" for style, bits in fewest.items())
+    show(f"{name} verifies from {thresholds} on; {sufficient} significand bits suffice by analysis")
 
 
 def _scan_sizes(
@@ -309,22 +309,22 @@ def _scan_sizes(
 
     from headcount.lab.figures.cliff import largest
 
-    found = largest(name, precision, over, sizes, options, count, seed)
-    good = [row["size"] for row in found if row["verified"]]
-    bad = [row["size"] for row in found if not row["verified"]]
+    rows = largest(name, precision, over, sizes, options, count, seed)
+    good = [row["size"] for row in rows if row["verified"]]
+    bad = [row["size"] for row in rows if not row["verified"]]
     below = [size for size in good if not bad or size < min(bad)]
     answer = {
         "name": name,
         "precision": precision,
         "over": over,
-        "scan": found,
+        "scan": rows,
         "largest_verified": max(below, default=None),
     }
     if as_json:
         emit_json(answer)
         return
     table = Table(over, "checked", "wrong", "verified")
-    for row in found:
+    for row in rows:
         table.add_row(*(str(row[key]) for key in ("size", "checked", "wrong", "verified")))
     show(table, f"verified up to {over} = {answer['largest_verified']}")
 

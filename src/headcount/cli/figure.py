@@ -1,4 +1,4 @@
-"""``headcount figure``: any figure by name, from what it is made of to the picture and its verdict."""
+"""``headcount figure``: any figure by name, from its runs to the image and its verdict."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def figure(
     if chosen.training is None:
         ignored = {"--scale": scale is not None, "--workers": workers is not None, "--finished": finished}
         ignored["--work"] = work is not None and chosen.source is None
-        _warn(name, [option for option, given in ignored.items() if given])
+        _warn(name, [option for option, is_set in ignored.items() if is_set])
     size: Scale = scale or "quick"
     folder = work or (chosen.source.folder if chosen.source else Path("headcount-runs") / f"{name}-{size}")
     at_once = -1 if workers is None else workers
@@ -87,13 +87,13 @@ def figure(
 
 
 def _warn(name: str, options: list[str]) -> None:
-    """Say on stderr which options a figure without training has no use for."""
+    """Report on stderr which options are ignored by a figure without training."""
     if options:
         typer.echo(f"{name} trains nothing: {', '.join(options)} ignored", err=True)
 
 
 def _estimate(chosen: Figure[Any], scale: Scale, folder: Path, workers: int) -> Estimate:
-    """How long the runs will take, said on stderr."""
+    """The estimated duration of the runs, also printed on stderr."""
     from headcount.lab.figures.base import estimate
 
     assert chosen.training is not None
@@ -106,7 +106,7 @@ def _estimate(chosen: Figure[Any], scale: Scale, folder: Path, workers: int) -> 
 
 
 def _list(as_json: bool) -> None:
-    """All figures: what each shows and what it is made of."""
+    """List all figures with their content and requirements."""
     from headcount.lab.figures import registry
 
     rows = [_described(registry.get(name)) for name in registry.names()]

@@ -21,10 +21,10 @@ Inputs = dict[str, NDArray[Any]]
 
 
 def read_inputs(source: str) -> tuple[Inputs, JsonObject]:
-    """The arrays of a file (or - for standard input), and the sizes that it records.
+    """The arrays in a file (or - for standard input), and the sizes recorded in it.
 
-    In JSON Lines and in a text each line is a sequence, so a file of several lines gives arrays with one more
-    axis than a file of one.
+    In JSON Lines and text files each line is a sequence, so the arrays from several lines have one more axis than those
+    from a single line.
     """
     if source == "-":
         data = sys.stdin.buffer.read()
@@ -54,7 +54,7 @@ def read_inputs(source: str) -> tuple[Inputs, JsonObject]:
 
 
 def sizes_of(inputs: Inputs, sizes: Iterable[Option]) -> dict[str, int]:
-    """The sizes of a task that its inputs show, as far as their number of axes is right."""
+    """The task sizes that follow from the shapes of the inputs, for inputs with enough axes."""
     shown: dict[str, int] = {}
     short = set()
     for size in sizes:
@@ -63,7 +63,7 @@ def sizes_of(inputs: Inputs, sizes: Iterable[Option]) -> dict[str, int]:
                 continue
             if inputs[name].ndim >= -axis:
                 shown[size.name] = inputs[name].shape[axis]
-            elif name != "x":  # the task itself says what it takes
+            elif name != "x":  # the task itself reports what it accepts
                 short.add(name)
     if short:
         raise HeadcountError("z or y has too few axes", fix="give z as rows of vectors, y as sets of tokens")
@@ -74,7 +74,7 @@ def _from_json(source: str, text: str) -> tuple[Inputs, JsonObject]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        if getattr(error, "msg", "") == "Extra data":  # a whole value, and more after it
+        if getattr(error, "msg", "") == "Extra data":  # a complete value followed by more data
             return _from_lines(source, text), {}
         raise HeadcountError(f"{source} is no valid JSON ({error})", fix="check the file") from None
     if isinstance(value, list):
@@ -83,14 +83,14 @@ def _from_json(source: str, text: str) -> tuple[Inputs, JsonObject]:
     arrays = value.get("inputs", {key: item for key, item in value.items() if isinstance(item, list)})
     if not isinstance(sizes, dict) or not isinstance(arrays, dict) or not arrays:
         raise HeadcountError(f"{source} holds no inputs", fix="give a list, or an object with x, or z and y")
-    # What the inputs show is read off them, so that a shortened file is still right.
+    # Sizes that follow from the inputs are inferred, so that a shortened file remains valid.
     shown = {size.name for size in tasks.declared_sizes() if size.axes}
-    kept = {key: item for key, item in sizes.items() if key not in shown}
-    return {key: _array(source, item) for key, item in arrays.items()}, kept
+    other_sizes = {key: item for key, item in sizes.items() if key not in shown}
+    return {key: _array(source, item) for key, item in arrays.items()}, other_sizes
 
 
 def _from_lines(source: str, text: str) -> Inputs:
-    """JSON Lines: on each line the symbols of a sequence as a list, or an object with its arrays."""
+    """JSON Lines: each line is a list of the symbols of a sequence, or an object with its arrays."""
     sequences: list[tuple[int, JsonObject]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -112,7 +112,7 @@ def _from_lines(source: str, text: str) -> Inputs:
 
 
 def _stacked(source: str, sequences: list[tuple[int, JsonObject]]) -> Inputs:
-    """The arrays of several sequences, with their line numbers; a single one gets no first axis."""
+    """Stacked arrays of sequences with their line numbers; a single sequence gets no batch axis."""
     first_line, first = sequences[0]
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in first}
     for number, sequence in sequences:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from headcount.lab.train.loop import Trained
 
 HIGHER = ("third-order", "strassen")
-"""Models that are shown beside pairwise attention with as many parameters."""
+"""Models compared with pairwise attention of equal parameter count."""
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _model_options() -> tuple[Option, ...]:
-    """The options that any model declares."""
+    """All options declared by any model."""
     from headcount.lab import models
 
     return models.declared_options()
@@ -86,7 +86,7 @@ def learn(
     if out is not None:
         require("matplotlib")
     with progress_bars() as progress:
-        found = train(spec, out, progress=progress, overwrite=overwrite)
+        trained = train(spec, out, progress=progress, overwrite=overwrite)
         beside = None
         if model in HIGHER:
             other = spec.model_copy(update={"model": "attention"})
@@ -94,17 +94,17 @@ def learn(
                 RunSpec.checked(other.inputs()), out and out / curve.BESIDE, progress=progress, overwrite=overwrite
             )
     if out is not None:
-        curve.FIGURE.write(curve.learned([found, *([beside] if beside else [])]), out)
+        curve.FIGURE.write(curve.learned([trained, *([beside] if beside else [])]), out)
     if as_json:
-        emit_json(_answer(found) | ({"beside": _answer(beside)} if beside else {}))
+        emit_json(_answer(trained) | ({"beside": _answer(beside)} if beside else {}))
         return
-    _tables([found, *([beside] if beside else [])], out)
+    _tables([trained, *([beside] if beside else [])], out)
 
 
-def _answer(found: Trained) -> JsonObject:
-    total = sum(found.seconds.values())
-    shares = {name: value / total for name, value in found.seconds.items()}
-    return found.summary() | {"seconds": total, "shares_of_time": shares}
+def _answer(trained: Trained) -> JsonObject:
+    total = sum(trained.seconds.values())
+    shares = {name: value / total for name, value in trained.seconds.items()}
+    return trained.summary() | {"seconds": total, "shares_of_time": shares}
 
 
 def _tables(runs: list[Trained], out: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""``audit``, ``plan``, ``trim``: from a pretrained model to one with latents, a verb at a time."""
+"""``audit``, ``plan``, ``trim``: the steps from a pretrained model to a smaller one with latents."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ Allocator = Annotated[
     ),
 ]
 RUNS = Path("headcount-runs")
-"""Where run folders go without --out."""
+"""Default parent of run folders without --out."""
 
 
 def opened(source: str, dtype: str, device: str, allow_pickle: bool, trust_remote_code: bool) -> Any:
-    """Open a model for a command."""
+    """Open a model with the options of a command."""
     from headcount.pretrained.opening.loading import open_model, resolve_device
 
     return open_model(
@@ -129,7 +129,7 @@ def audit(
             run_selection(model, context or 256, *shared)
         return
     with progress_bars() as progress:
-        found = measure(
+        result = measure(
             model,
             36_864 if tokens is None else tokens,
             metric=metric,
@@ -142,11 +142,11 @@ def audit(
             progress=progress,
         )
     if as_json:
-        emit_json(summary_json(found))
+        emit_json(summary_json(result))
         return
     from headcount.report.terminal.tables import audit_tables
 
-    show(*audit_tables(found))
+    show(*audit_tables(result))
 
 
 def plan(
@@ -174,8 +174,8 @@ def plan(
 ) -> None:
     """Split a cache budget over layers and sides, from the evidence of an audit; or shape a new model (--scratch)."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, own in sources.items() if own is not None and own.name == "COMMANDLINE"}
-    scratch_options.check_plan_options(given)
+    passed = {name for name, origin in sources.items() if origin is not None and origin.name == "COMMANDLINE"}
+    scratch_options.check_plan_options(passed)
     if scratch is not None:
         scratch_options.run_plan(
             scratch,
@@ -192,10 +192,10 @@ def plan(
     from headcount.trimming.plan.make import summary_json
 
     assert folder is not None, "check_plan_options asks for it"
-    found = Audit.open(folder)
+    evidence = Audit.open(folder)
     place = out or folder.parent / f"plan-{form}-{allocator}-{cache:g}"
     made = make(
-        found,
+        evidence,
         cache=cache,
         form=form,
         allocator=allocator,

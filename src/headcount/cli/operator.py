@@ -79,12 +79,12 @@ def bench(
         name.replace("-", "_"), tokens, dim, heads, batch, dtype, backward, causal, _lengths(window), seed
     )
     with build.use(build.path() if path == "auto" else path), progress_bars() as progress:
-        found = measure(problem, threads=threads, seconds=seconds, memory=memory, progress=progress)
+        results = measure(problem, threads=threads, seconds=seconds, memory=memory, progress=progress)
     if as_json:
-        emit_json(found)
+        emit_json(results)
         return
     table = Table("", "", show_header=False)
-    for key, value in found.items():
+    for key, value in results.items():
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
     show(table)
 

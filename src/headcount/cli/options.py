@@ -12,11 +12,11 @@ from typer.core import TyperCommand
 from headcount.core.options import Option
 
 Options = Callable[[], Iterable[Option]]
-"""Called when the command runs or shows its help, so that ``headcount --help`` imports nothing heavy."""
+"""Called when the command runs or shows its help, so that ``headcount --help`` avoids heavy imports."""
 
 
 def declared(option: Option, note: str = "") -> Any:
-    """The ``typer.Option`` of a declaration, for ``Annotated``; ``note`` ends its help.
+    """The ``typer.Option`` of a declaration, for ``Annotated``; ``note`` is appended to its help.
 
     >>> declared(Option("bits", "bits of a number.", letter="p"), "By default 8.").help
     'p: bits of a number. By default 8.'
@@ -35,14 +35,14 @@ def command(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator that adds a command whose function takes declared options as keyword arguments ``**sizes``.
 
-    options: after which parameter of the function (``""``: in front) which options are listed. They default to None
-    and come to the function only where they are given. renamed: old spellings of options, ``{"--save": "--out"}``,
-    which the command still takes and its help does not show.
+    options: maps a parameter of the function (``""``: before the first) to the options listed after it. They default
+    to None and are passed to the function only if set. renamed: old spellings of options, ``{"--save": "--out"}``,
+    which the command still accepts but does not show in its help.
     """
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         class Command(TyperCommand):
-            """Its parameters are made when they are first asked for."""
+            """A command whose parameters are created on first access."""
 
             made = False
 
@@ -67,29 +67,29 @@ def command(
 
 
 def respelled(arguments: Iterable[str], renamed: Mapping[str, str]) -> list[str]:
-    """The arguments with each option that was ``renamed`` under its present name, up to ``--``.
+    """The arguments up to ``--`` with each ``renamed`` option replaced by its current name.
 
     >>> respelled(["qsa", "--save", "a", "--save=b", "--", "--save"], {"--save": "--out"})
     ['qsa', '--out', 'a', '--out=b', '--', '--save']
     """
-    given = list(arguments)
-    options = given.index("--") if "--" in given else len(given)
-    names = [argument.partition("=") for argument in given[:options]]
-    return ["".join((renamed.get(name, name), *value)) for name, *value in names] + given[options:]
+    words = list(arguments)
+    options = words.index("--") if "--" in words else len(words)
+    names = [argument.partition("=") for argument in words[:options]]
+    return ["".join((renamed.get(name, name), *value)) for name, *value in names] + words[options:]
 
 
 def _with(function: Callable[..., None], options: Mapping[str, Options]) -> Callable[..., None]:
-    """``function`` with the options in the place of its ``**`` argument."""
+    """``function`` with its ``**`` argument replaced by the options."""
     signature = inspect.signature(function, eval_str=True)
     parameters = _parameters(options.get("", tuple)())
     for parameter in signature.parameters.values():
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
         parameters += _parameters(options.get(parameter.name, tuple)())
-    own = {name for name, parameter in signature.parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    named = {name for name, parameter in signature.parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
 
     def call(**values: Any) -> None:
-        function(**{name: value for name, value in values.items() if name in own or value is not None})
+        function(**{name: value for name, value in values.items() if name in named or value is not None})
 
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -1,4 +1,4 @@
-"""``headcount refute``: witnesses against models that are too small, saved and replayed."""
+"""``headcount refute``: find, save and replay witnesses against models that are too small."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def refute(
     if out is not None and answer.witness_found:
         from headcount.refutation.saved import save
 
-        given = None if weights is None else digest(weights.read_bytes())
-        inputs = {"model": model, **vars(sizes), "weights": given, "seed": seed, **options}
+        weights_digest = None if weights is None else digest(weights.read_bytes())
+        inputs = {"model": model, **vars(sizes), "weights": weights_digest, "seed": seed, **options}
         saved = open_run_folder(out, "refute", inputs, overwrite) / WITNESS_FILE
         save(saved, answer, chosen)
     if as_json:

@@ -1,4 +1,4 @@
-"""``evaluate``, ``report`` and ``demo``: what a smaller model costs and buys, and the whole way to the page."""
+"""``evaluate``, ``report`` and ``demo``: comparing models, writing the page, and the whole pipeline."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def evaluate(
     texts = {**default_texts(), **user_texts(files)}
     loaded = [opened(source, dtype, device, allow_pickle, trust_remote_code) for source in models]
     with progress_bars() as progress:
-        found = run(
+        result = run(
             loaded,
             texts=texts,
             windows=windows,
@@ -59,15 +59,15 @@ def evaluate(
             overwrite=overwrite,
             progress=progress,
         )
-    cards = [str(card) for card in record_costs(models, found)]
+    cards = [str(card) for card in record_costs(models, result)]
     if as_json:
-        emit_json(summary_json(found) | {"cards": cards})
+        emit_json(summary_json(result) | {"cards": cards})
         return
     from rich.text import Text
 
     from headcount.report.terminal.tables import evaluation_tables
 
-    show(*evaluation_tables(found), *(Text(f"Written into {card}") for card in cards))
+    show(*evaluation_tables(result), *(Text(f"Written into {card}") for card in cards))
 
 
 def report(

@@ -1,4 +1,4 @@
-"""What ``headcount audit`` does with ``--saturation`` and ``--selection``."""
+"""Implementation of ``headcount audit`` with ``--saturation`` and ``--selection``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 CONTEXTS = "128,256,512,1024,2048"
 TOKENS = 8_192
-"""At each context, without --tokens."""
+"""Default tokens per context without --tokens."""
 
 
 def check_options(
     saturation: bool, contexts: str | None, selection: bool, context: int | None, figure: Path | None
 ) -> list[int]:
-    """The contexts asked for; options that do not go together are refused before the model is opened."""
+    """The requested contexts; incompatible options are rejected before the model is opened."""
     from headcount.probes.windows import check_contexts, parse_contexts
 
     if saturation and selection:
@@ -31,9 +31,9 @@ def check_options(
         raise HeadcountError("--figure belongs to --saturation", fix="add --saturation, or leave --figure out")
     if saturation and context is not None:
         raise HeadcountError("--context is for one length", fix=f"with --saturation write --contexts {context}")
-    found = parse_contexts(contexts if contexts is not None else CONTEXTS)
-    check_contexts(found)
-    return found
+    lengths = parse_contexts(contexts if contexts is not None else CONTEXTS)
+    check_contexts(lengths)
+    return lengths
 
 
 def run_saturation(
@@ -48,7 +48,7 @@ def run_saturation(
     as_json: bool,
     figure: Path | None,
 ) -> None:
-    """``headcount audit --saturation``: measured where its folder is not finished; drawn in any case."""
+    """``headcount audit --saturation``: measures unless the folder is complete; always draws the figure."""
     from headcount.core.extras import require
     from headcount.lab.figures.saturation import FIGURE
     from headcount.probes.saturation.record import summary_json
@@ -60,7 +60,7 @@ def run_saturation(
     each = TOKENS if tokens is None else tokens
     windows = {context: measured_windows(model, context, each, texts, seed) for context in contexts}
     with progress_bars() as progress:
-        found = saturation(
+        result = saturation(
             model,
             windows,
             out=out,
@@ -69,12 +69,12 @@ def run_saturation(
             overwrite=overwrite,
             progress=progress,
         )
-    places = [found.folder, *([figure] if figure is not None else [])]
-    files = [FIGURE.write(found, place) for place in places][-1]
+    places = [result.folder, *([figure] if figure is not None else [])]
+    files = [FIGURE.write(result, place) for place in places][-1]
     if as_json:
-        emit_json(summary_json(found) | {"files": {suffix: str(path) for suffix, path in files.items()}})
+        emit_json(summary_json(result) | {"files": {suffix: str(path) for suffix, path in files.items()}})
         return
-    show(*saturation_tables(found))
+    show(*saturation_tables(result))
     if figure is not None:
         show(f"Figure: {', '.join(str(path) for path in files.values())}")
 
@@ -97,10 +97,10 @@ def run_selection(
 
     windows = measured_windows(model, context, 2 * context if tokens is None else tokens, texts, seed)
     with progress_bars() as progress:
-        found = selection(
+        result = selection(
             model, windows, out=out, seed=seed, matmul_dtype=matmul_dtype, overwrite=overwrite, progress=progress
         )
     if as_json:
-        emit_json(summary_json(found))
+        emit_json(summary_json(result))
         return
-    show(*selection_tables(found))
+    show(*selection_tables(result))

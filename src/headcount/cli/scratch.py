@@ -1,4 +1,4 @@
-"""``headcount plan --scratch`` and ``headcount build``: a new model, from budgets to a folder that trains anywhere."""
+"""``headcount plan --scratch`` and ``headcount build``: planning a new model under budgets and creating it."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ OF_SCRATCH = {
     "cache_bytes": "--cache-bytes", "flops": "--flops", "vocab": "--vocab", "scheme": "--scheme", "source": "--from",
     "head_dim": "--head-dim", "group": "--group",
 }  # fmt: skip
-"""Options of ``plan`` that belong to one of its two uses, by parameter."""
+"""Options of ``plan`` that apply to only one of its two modes, by parameter."""
 
 
-def check_plan_options(given: set[str]) -> None:
-    """Refuse what does not go together; ``given``: the parameters that stand on the command line."""
-    if "scratch" in given:
-        if "folder" in given:
+def check_plan_options(passed: set[str]) -> None:
+    """Reject incompatible options. ``passed``: names of the parameters set on the command line."""
+    if "scratch" in passed:
+        if "folder" in passed:
             raise HeadcountError("an audit folder and --scratch are two plans", fix="leave one out, or use --from")
-        wrong = [option for name, option in OF_AUDITS.items() if name in given]
+        wrong = [option for name, option in OF_AUDITS.items() if name in passed]
         if wrong:
             raise HeadcountError(f"{wrong[0]} belongs to the plan of an audit", fix="leave it out with --scratch")
-        missing = [OF_SCRATCH[name] for name in ("layers", "hidden", "tokens") if name not in given]
+        missing = [OF_SCRATCH[name] for name in ("layers", "hidden", "tokens") if name not in passed]
         if missing:
             raise HeadcountError(f"--scratch needs {', '.join(missing)}", fix="see headcount plan --help")
         return
-    if "folder" not in given:
+    if "folder" not in passed:
         raise HeadcountError("there is nothing to plan", fix="give the folder of an audit, or --scratch llama")
-    wrong = [option for name, option in OF_SCRATCH.items() if name in given]
+    wrong = [option for name, option in OF_SCRATCH.items() if name in passed]
     if wrong:
         raise HeadcountError(f"{wrong[0]} belongs to a new model", fix="add --scratch llama, or leave it out")
 

@@ -1,4 +1,4 @@
-"""``headcount sweep``: many training runs from one file, over processes or machines, and how far they are."""
+"""``headcount sweep``: grids of training runs from one file, over processes or machines, and their status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _RunByDefault(TyperGroup):
-    """``sweep FILE`` is ``sweep run FILE``."""
+    """Treats ``sweep FILE`` as ``sweep run FILE``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands and args[0] not in ("--help",):
@@ -75,11 +75,11 @@ def status(folder: Annotated[Path, typer.Argument(help="The folder of a sweep.")
     """How many runs are done, failed and missing."""
     from headcount.lab.sweep.runner import status as count
 
-    found = count(folder)
+    counts = count(folder)
     if as_json:
-        emit_json({"folder": str(folder), **found})
+        emit_json({"folder": str(folder), **counts})
         return
-    show(f"{found['runs']} runs: {found['done']} done, {found['failed']} failed, {found['missing']} missing")
+    show(f"{counts['runs']} runs: {counts['done']} done, {counts['failed']} failed, {counts['missing']} missing")
 
 
 def _flats(rows: list[Row]) -> list[JsonObject]:

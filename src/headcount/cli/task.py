@@ -45,14 +45,14 @@ def list_tasks(as_json: Json = False) -> None:
 
 
 def all_sizes() -> tuple[Option, ...]:
-    """The sizes that any task declares."""
+    """All sizes declared by any task."""
     from headcount import tasks
 
     return tasks.declared_sizes()
 
 
 def _hidden_sizes() -> list[Option]:
-    """Those that inputs do not show."""
+    """Sizes that cannot be inferred from the inputs."""
     return [size for size in all_sizes() if not size.axes]
 
 
@@ -101,7 +101,7 @@ def solve(
         str, typer.Option("--input", help="JSON, JSON Lines, .npy or a text of integers; - reads standard input.")
     ],
     as_json: Json = False,
-    **given: Any,
+    **size_options: Any,
 ) -> None:
     """The exact answers for given inputs. Their length, sparsity and dimension are read off them.
 
@@ -114,7 +114,7 @@ def solve(
 
     inputs, sizes = read_inputs(source)
     tasks.task_class(name).check_names(inputs)
-    sizes |= given
+    sizes |= size_options
     sizes |= sizes_of(inputs, options_of(tasks.task_class(name)))
     chosen = tasks.get(name, **{key: value for key, value in sizes.items() if value is not None})
     if chosen.parameters().get("modulus", 1) != sizes.get("modulus", 1):
@@ -132,7 +132,7 @@ def solve(
 
 
 def _show_first(batch: Batch) -> None:
-    """The first sequence, shortened."""
+    """Show the first sequence, abbreviated."""
     for key, array in batch.inputs.items():
         show(f"{key}[0] = {_short(array[0])}")
     show(f"answers[0] = {_short(batch.targets[0])}")

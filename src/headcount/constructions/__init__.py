@@ -1,6 +1,6 @@
-"""Explicit weights that solve the tasks, their certificates, and the arithmetic in which they fail.
+"""Explicit weights that solve the tasks, their certificates, and the precision at which they fail.
 
-``build(name, ...)`` makes a construction, ``load(folder)`` reads a saved one, ``run(module, ...,
+``build(name, ...)`` builds a construction, ``load(folder)`` reads a saved one, and ``run(module, ...,
 precision=)`` runs any torch module in simulated p-bit arithmetic.
 """
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 _BLOCK = 2**24
-"""Attention weights that are held at once."""
+"""Maximum number of attention weights in memory at once."""
 
 
 class AttentionUnit(nn.Module):
-    """H heads of order s on embedded tokens; the heads are added, nothing is divided by sqrt(m).
+    """H heads of order s on embedded tokens; head outputs are summed and logits are not divided by sqrt(m).
 
     With queries Q = Phi W_Q, keys K^t = Psi W_K^t and values V^t = Psi W_V^t for t = 2..s,
 
@@ -21,7 +21,7 @@ class AttentionUnit(nn.Module):
 
     (elementwise products of values). Order 2 is ordinary attention, order 3 the third-order unit of Sanford
     et al. 2023. Phi (``queries``, (batch, N, m)) and Psi (``tokens``, (batch, T, m)) are the same embedding
-    in the model of computation; they may be given apart, so that blank tokens ask nothing and that a token
+    in the model of computation; they can be passed separately so that blank tokens make no queries and a token
     map with two outputs can be used.
 
     Weights: ``w_q`` (H, m, e); ``w_k`` (H, s-1, m, e); ``w_v`` (H, s-1, m, o). Work: O(N T^(s-1) e).
@@ -34,7 +34,7 @@ class AttentionUnit(nn.Module):
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], prefix: str) -> AttentionUnit:
-        """From a state dict that holds the weights under ``prefix``."""
+        """Restore the unit from a state dict that contains the weights under ``prefix``."""
         return cls(*(tensors[prefix + name] for name in ("w_q", "w_k", "w_v")))
 
     @property

@@ -29,7 +29,7 @@ RECORD_FILE = "construction.json"
 class ConstructionModule(nn.Module):
     """Explicit weights as an ordinary module: ``forward`` takes the task's arrays as tensors.
 
-    ``settings`` are the numbers that the module is made from beside its tensors; ``restore`` makes one from
+    ``settings`` are the numbers that define the module besides its tensors; ``restore`` rebuilds the module from
     them and the tensors of its state dict.
     """
 
@@ -42,11 +42,11 @@ class ConstructionModule(nn.Module):
         """The module with these settings and tensors."""
 
     def wide_outputs(self, *arguments: Tensor, bits: int) -> NDArray[np.float64]:
-        """The outputs in more bits than float64 has, where the construction has such a path."""
+        """The outputs at more bits than float64 provides, if the construction supports it."""
         raise HeadcountError(f"precision 'wide:{bits}' is for qsa-polytope only", fix="choose one of at most 53 bits")
 
     def arguments(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The arrays of a batch, as ``forward`` takes them (vectors in float64)."""
+        """The arrays of a batch in the form that ``forward`` expects (vectors in float64)."""
         arrays = (batch.inputs[name] for name in self.input_names)
         return tuple(torch.from_numpy(a.astype(np.float64 if a.dtype.kind == "f" else np.int64)) for a in arrays)
 
@@ -66,9 +66,9 @@ class Construction:
         accumulate: Accumulate = "each",
         progress: Progress = silent,
     ) -> Verification:
-        """Run the module on every sequence in the asked arithmetic and compare with the exact answers.
+        """Run the module on every sequence in the requested arithmetic and compare with the exact answers.
 
-        Binary answers are read at the threshold 1/2; vectors are wrong beyond the certificate's epsilon.
+        Binary answers are thresholded at 1/2; a vector is wrong if its error exceeds the certificate's epsilon.
         """
         epsilon = self.certificate.epsilon
         checked = wrong = 0
@@ -95,7 +95,7 @@ class Construction:
         )
 
     def outputs(self, batch: Batch, precision: str, accumulate: Accumulate) -> NDArray[np.float64]:
-        """What the module answers in the asked arithmetic."""
+        """The module's outputs in the requested arithmetic."""
         arguments = self.module.arguments(batch)
         bits = wide_bits(precision)
         if bits is not None:
@@ -111,7 +111,7 @@ class Construction:
         return Failure(sequence=row, token=token, error=float(error[token]))
 
     def save(self, folder: Path) -> None:
-        """Write the weights (safetensors) and what they are (JSON); ``load`` reads them back."""
+        """Write the weights (safetensors) and their description (JSON); ``load`` reads them back."""
         store.write_tensors(folder / WEIGHTS_FILE, dict(self.module.state_dict()))
         record = _Record(
             certificate=self.certificate,
@@ -123,7 +123,7 @@ class Construction:
 
 
 class _Record(BaseModel):
-    """What ``construction.json`` holds."""
+    """The contents of ``construction.json``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -141,6 +141,6 @@ def read_saved(folder: Path) -> tuple[_Record, dict[str, Tensor]]:
 
 
 def check_epsilon(epsilon: float) -> None:
-    """Refuse an error bound that is no positive number below 1/2."""
+    """Raise if the error bound is not between 0 and 1/2."""
     if not 0 < epsilon < 0.5:
         raise HeadcountError(f"epsilon {epsilon} is outside (0, 0.5)", fix="choose one such as 1e-3")

@@ -1,4 +1,4 @@
-"""What a construction promises, and what checking it found."""
+"""The guarantees of a construction and the results of its verification."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pydantic import BaseModel, ConfigDict
 
 Guarantee = Literal["all inputs", "the subsets given"]
 """``all inputs``: the argument covers every input of these sizes. ``the subsets given``: qSA with every set
-that the construction's own check (a positive gap) accepts; the check is made for each set that is read."""
+that passes the construction's check (a positive gap); every set in the input is checked."""
 
 
 class Certificate(BaseModel):
-    """Size and promise of one construction, in exact arithmetic.
+    """Size and guarantee of one construction, in exact arithmetic.
 
-    The dimensions of qSA, whose tokens ask with one vector and are found by another, can be counted in two
-    ways: ``embedding_dim`` is the width m of the matrices, with a token map of two outputs (queries apart
-    from keys and values), as in m = d' + 2q; ``single_map_dim`` is the width where one embedding carries
+    In qSA, a token has different query and key vectors, so its dimension can be counted in two
+    ways: ``embedding_dim`` is the width m of the matrices, with a token map of two outputs (queries separate
+    from keys and values), as in m = d' + 2q; ``single_map_dim`` is the width if one embedding contains
     both. The two agree for the matching constructions.
     """
 
@@ -30,20 +30,20 @@ class Certificate(BaseModel):
     order: int
     guarantee: Guarantee
     gap: float
-    """Distance between the logits (before scaling) of what is looked for and of the nearest other token or
-    tuple: the smallest over what the guarantee covers, or over the sets tried in building."""
+    """Difference between the logits (before scaling) of the targets and of the nearest other token or
+    tuple: the minimum over all inputs that the guarantee covers, or over the sets tried during construction."""
     scale: float
-    """Factor of the logits; for qSA, which scales each query by its own gap, at the gap above."""
+    """Scale of the logits; for qSA, which scales each query by the gap of its set, the scale at ``gap``."""
     epsilon: float
-    """Largest error that was asked for."""
+    """The target error bound."""
     bits: int
     """Significand bits that suffice by a rounding analysis (in the construction's docstring) of the
     operations named in ``headcount.pbit.simulate``: for qSA to stay within epsilon, for matching to
-    read every answer rightly at 1/2."""
+    classify every answer correctly at the threshold 1/2."""
 
 
 class Failure(BaseModel):
-    """The first answer that was missed."""
+    """The first wrong answer."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,7 +53,7 @@ class Failure(BaseModel):
 
 
 class Verification(BaseModel):
-    """Outputs of a construction against the exact answers of its task."""
+    """Comparison of a construction's outputs with the exact answers of its task."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,5 +63,5 @@ class Verification(BaseModel):
     wrong: int
     max_error: float
     verified: bool
-    """No answer is wrong, and in float64 none is further than epsilon from the exact one."""
+    """No answer is wrong, and in float64 every answer is within epsilon of the exact one."""
     first_failure: Failure | None = None

@@ -1,4 +1,4 @@
-"""Which constructions there are, by name; building and loading them."""
+"""Registry of constructions by name; building and loading them."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _CONSTRUCTIONS = Registry("construction", _ALL.items())
 
 
 def names() -> tuple[str, ...]:
-    """The names that ``build`` takes."""
+    """The names that ``build`` accepts."""
     return _CONSTRUCTIONS.names()
 
 
 def options(name: str) -> JsonObject:
-    """What ``build(name, ...)`` takes beside the name, with the defaults."""
+    """The options of ``build(name, ...)`` with their defaults."""
     return {key: value.default for key, value in inspect.signature(_CONSTRUCTIONS.get(name)[0]).parameters.items()}
 
 
-def build(name: str, **given: Any) -> Construction:
-    """The construction ``name`` at the given sizes.
+def build(name: str, **arguments: Any) -> Construction:
+    """Build the construction ``name`` at the specified sizes.
 
     Raises ``HeadcountError`` for an unknown name, an option that the construction does not have
     (``options``), or a value out of range.
@@ -53,15 +53,15 @@ def build(name: str, **given: Any) -> Construction:
     """
     builder, _ = _CONSTRUCTIONS.get(name)
     known = options(name)
-    for option in given:
+    for option in arguments:
         if option not in known:
             shown = ", ".join(key for key in known if key not in ("name", "progress"))
             raise HeadcountError(f"{name} has no option {option!r}", fix=f"its options are {shown}")
-    return builder(**given)
+    return builder(**arguments)
 
 
 def load(folder: Path | str) -> Construction:
-    """A construction that ``Construction.save`` wrote, with the very same weights."""
+    """Load a construction written by ``Construction.save``, with identical weights."""
     record, tensors = read_saved(Path(folder))
     _, module_class = _CONSTRUCTIONS.get(record.certificate.name)
     module = module_class.restore(dict(record.settings), tensors)

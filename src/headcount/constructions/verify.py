@@ -1,4 +1,4 @@
-"""Verifying a construction on sampled sequences of several kinds."""
+"""Verification of a construction on sampled sequences of several kinds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MIXED = "mixed"
 def sampled(built: Construction, kind: str, count: int, seed: int) -> list[Batch]:
     """``count`` sequences of one kind, or (mixed) a third each of uniform, adversarial and balanced ones.
 
-    Kinds that a task cannot have at its sizes (one set holds every token; too few residues) are left out.
+    Kinds that are impossible at the task's sizes (one set contains every token; too few residues) are omitted.
     """
     if count < 1:
         raise HeadcountError(f"count must be at least 1, not {count}", fix="verify on one sequence or more")
     task = built.task
     if kind != MIXED:
-        return [task.sample(seed, count, cast(Kind, kind))]  # an unknown kind is refused there
+        return [task.sample(seed, count, cast(Kind, kind))]  # raises for an unknown kind
     kinds: list[Kind] = ["uniform"]
     for other in ("adversarial", "balanced"):
         with contextlib.suppress(HeadcountError):
@@ -43,12 +43,12 @@ def verify_kinds(
     accumulate: Accumulate = "each",
     progress: Progress = silent,
 ) -> Verification:
-    """``Construction.verify`` on sampled sequences; the sequences of mixed are numbered through."""
+    """``Construction.verify`` on sampled sequences; the sequences of a mixed sample are numbered consecutively."""
     done = 0
     total: Verification | None = None
     for batch in sampled(built, kind, count, seed):
-        found = built.verify(batch, precision, accumulate, progress)
-        total = found if total is None else _joined(total, found, done)
+        verification = built.verify(batch, precision, accumulate, progress)
+        total = verification if total is None else _joined(total, verification, done)
         done += len(batch)
     assert total is not None
     return total

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, seeds, progress, run folders, memory, the spec of attention, drawings."""
+"""Shared foundations of all packages: errors, seeds, progress, run folders, memory, the attention spec, figures."""

@@ -1,4 +1,4 @@
-"""Drawing a figure, and writing it: SVG and PNG of the drawing, CSV of what is drawn."""
+"""Creates figures and writes them as SVG and PNG, with the plotted data as CSV."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 Canvas: TypeAlias = "matplotlib.figure.Figure"
-"""A matplotlib figure; matplotlib is imported when one is made."""
+"""A matplotlib figure; matplotlib is imported when the first one is created."""
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f7f7f"
-"""Colours that colour-blind readers tell apart (Okabe and Ito)."""
+"""Colours that colour-blind readers can distinguish (Okabe and Ito)."""
 
 
 def canvas(width: float, height: float) -> Canvas:
-    """An empty drawing of so many inches, whose parts are laid out without overlaps."""
+    """An empty figure of the given size in inches, with a layout that avoids overlaps."""
     with optional_imports():
         from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: each says what is wrong and how to mend it."""
+"""Errors that a user can act on: each states what is wrong and how to fix it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 class HeadcountError(Exception):
     """The input or the usage is wrong.
 
-    ``fix`` says how to mend it. The command line prints one line of both and exits with ``exit_code``.
+    ``fix`` states how to correct it. The command line prints both on one line and exits with ``exit_code``.
 
     >>> str(HeadcountError("rank 300 is larger than the key width 192", fix="choose a rank up to 192"))
     'rank 300 is larger than the key width 192; choose a rank up to 192'
@@ -21,6 +21,6 @@ class HeadcountError(Exception):
 
 
 class CheckFailedError(HeadcountError):
-    """A check that was asked for did not hold: a result, not a misuse (exit code 1)."""
+    """A requested check failed: this is a result, not a usage error (exit code 1)."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Optional packages: a missing one is an error that names the extra to install."""
+"""Optional packages: if one is missing, the error names the extra to install."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXTRA_OF = {
 def optional_imports() -> Iterator[None]:
     """Imports of optional packages go inside this block.
 
-    Raises ``HeadcountError`` if a package of ``EXTRA_OF`` is missing; any other import error is passed on.
+    Raises ``HeadcountError`` if a package of ``EXTRA_OF`` is missing; any other import error propagates.
 
     >>> with optional_imports():
     ...     raise ModuleNotFoundError("No module named 'plotly'", name="plotly.offline")
@@ -44,7 +44,7 @@ def optional_imports() -> Iterator[None]:
 
 
 def require(*packages: str) -> None:
-    """Raise the error of ``optional_imports`` if one of ``packages`` is missing: called before long work, not after.
+    """Raise the error of ``optional_imports`` if one of ``packages`` is missing; call this before long work starts.
 
     >>> require("jinja2")
     """

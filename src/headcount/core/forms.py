@@ -1,19 +1,19 @@
-"""Forms of the key-value cache: what a layer stores for each token, and what that costs.
+"""Forms of the key-value cache: what a layer stores for each token and what it costs.
 
 A ``Form`` answers every question whose answer depends on how keys and values are cached: which keys are projected,
 which up-projections fold into other matrices, the numbers cached and rebuilt, parameters and FLOPs. ``LayerSpec``,
 the planner, ``build``, the memory estimate of ``evaluate``, the report and the command line ask it; none of them
 compares names of forms (``tests/core/test_forms.py`` checks that).
 
-Forms live in core because ``LayerSpec`` does, and its sizes are theirs. Held in ``trimming``, they would have to be
-injected, and the size of a spec would depend on what has been imported.
+Forms are defined in core because ``LayerSpec`` is and computes its sizes with them. If they were in ``trimming``, they
+would have to be injected, and the size of a spec would depend on which modules have been imported.
 
-To add a form: one subclass of ``Form`` or ``Latent`` here and its row in ``FORMS``; its tensors in
+To add a form: one subclass of ``Form`` or ``Latent`` here and its entry in ``FORMS``; its tensors in
 ``trimming/trim/build.py`` and its module in ``pretrained/runtimes/headcount_attention.py``; a line in
-``docs/trimming.md``; tests. The runtime travels with checkpoints and imports torch and transformers only, so it cannot
-ask this module: it has its own check, ``latent_form == "small"``, which is ``rebuilds_keys`` here. For every form,
-``tests/pretrained/test_families.py`` and ``tests/trimming`` compare parameters, live cache and FLOPs of the runtime
-with this module.
+``docs/trimming.md``; tests. The runtime is shipped with checkpoints and imports only torch and transformers, so it
+cannot use this module: it has its own check, ``latent_form == "small"``, equivalent to ``rebuilds_keys`` here. For
+every form, ``tests/pretrained/test_families.py`` and ``tests/trimming`` compare parameters, live cache and FLOPs of the
+runtime with this module.
 
 Letters: h = ``hidden``, H = ``n_heads``, K = ``n_kv_heads``, d = ``qk_dim``, e = ``v_dim`` (per head),
 r_k = ``k_rank``, r_v = ``v_rank`` (joint latents over all KV heads of a layer), S = visible tokens.
@@ -29,7 +29,7 @@ from headcount.core.errors import HeadcountError
 
 
 class Layer(Protocol):
-    """What a form reads of a layer; ``LayerSpec`` has it all."""
+    """The attributes of a layer that a form reads; ``LayerSpec`` provides all of them."""
 
     @property
     def hidden(self) -> int:
@@ -61,7 +61,7 @@ class Layer(Protocol):
 
     @property
     def rotary_dim(self) -> int:
-        """Dimensions of each head that are rotated."""
+        """Number of rotated dimensions of each head."""
 
     @property
     def qkv_bias(self) -> bool:
@@ -69,7 +69,7 @@ class Layer(Protocol):
 
     @property
     def o_bias(self) -> bool:
-        """Whether the output has one."""
+        """Whether the output projection has a bias."""
 
     @property
     def qk_norm(self) -> bool:
@@ -85,33 +85,33 @@ class Layer(Protocol):
 
 
 class Form(ABC):
-    """One way to cache keys and values. Sizes are of one layer; numbers per token are of one token in it.
+    """One way to cache keys and values. Sizes are for one layer; numbers per token are for one token in one layer.
 
     >>> FORMS["fast"].key_side(rotary=True), FORMS["small"].key_side(rotary=True), FORMS["fast"].key_side(rotary=False)
     ('rotated_keys', 'keys', 'keys')
     """
 
     name: ClassVar[str]
-    """What specs, plans, configs and options call it."""
+    """Its name in specs, plans, configs and options."""
     summary: ClassVar[str] = ""
-    """A few words for the help of ``--form``."""
+    """A short description for the help of ``--form``."""
     trimmed: ClassVar[bool] = True
-    """Whether it has ranks, so that a plan can ask for it."""
+    """Whether it has ranks, so that a plan can request it."""
     projects_rotated_keys: ClassVar[bool] = False
-    """Whether the key latent is made after the rotary embedding."""
+    """Whether the key latent is computed after the rotary embedding."""
     rebuilds_keys: ClassVar[bool] = False
-    """Whether all cached keys are rebuilt at every step; their constant part is then a bias of ``k_up``."""
+    """Whether all cached keys are rebuilt at every step; the constant part of the keys is then a bias of ``k_up``."""
 
     def key_side(self, rotary: bool) -> str:
-        """The side of an audit whose directions the key latent keeps; without rotation there are plain keys only."""
+        """The audit side whose directions the key latent retains; without rotation only plain keys exist."""
         return "rotated_keys" if rotary and self.projects_rotated_keys else "keys"
 
     def in_layer(self, rotary: bool) -> Form:
-        """The form that a layer has when a plan asks for this one; see ``Latent``."""
+        """The form used by a layer when a plan requests this one; see ``Latent``."""
         return self
 
     def folds_keys(self, layer: Layer) -> bool:
-        """Whether the key latent is one product with the token: no rotation and no norm lies between."""
+        """Whether the key latent is a single linear map of the token, with no rotation or norm in between."""
         return False
 
     def folds_values(self, layer: Layer) -> bool:
@@ -119,24 +119,24 @@ class Form(ABC):
         return False
 
     def fixed_cache_numbers_per_token(self, layer: Layer) -> int:
-        """Numbers cached whatever the ranks; a plan pays for them before it gives out ranks."""
+        """Numbers cached regardless of the ranks; a plan deducts them from the budget before it allocates ranks."""
         return 0
 
     def rebuilt_numbers_per_token(self, layer: Layer) -> int:
-        """Numbers computed anew at every step for each cached token."""
+        """Numbers recomputed at every step for each cached token."""
         return 0
 
     @abstractmethod
     def cache_numbers_per_token(self, layer: Layer) -> int:
-        """Numbers that a causal cache holds."""
+        """Numbers that a causal cache stores per token."""
 
     @abstractmethod
     def matrix_params(self, layer: Layer) -> int:
-        """Entries of the attention's matrices."""
+        """Number of entries in the attention matrices."""
 
     @abstractmethod
     def bias_params(self, layer: Layer) -> int:
-        """Entries of its biases, without the query and key norms."""
+        """Number of entries in the biases, excluding the query and key norms."""
 
     @abstractmethod
     def flops_per_token(self, layer: Layer, seen: int) -> int:
@@ -144,7 +144,7 @@ class Form(ABC):
 
 
 class Dense(Form):
-    """Keys and values are cached as the source model does."""
+    """Keys and values are cached as in the source model."""
 
     name = "dense"
     trimmed = False
@@ -159,7 +159,7 @@ class Dense(Form):
         return queries + layer.hidden * (layer.k_width + layer.v_width) + layer.n_heads * layer.v_dim * layer.hidden
 
     def bias_params(self, layer: Layer) -> int:
-        """Of queries, keys, values and output, where there are some."""
+        """The biases of queries, keys, values and output that exist."""
         qkv = layer.n_heads * layer.qk_dim + layer.k_width + layer.v_width
         return layer.qkv_bias * qkv + layer.o_bias * layer.hidden
 
@@ -169,32 +169,32 @@ class Dense(Form):
 
 
 class Latent(Form):
-    """What forms with one joint latent for keys and one for values share.
+    """Base of the forms with one joint latent for keys and one for values.
 
-    Layers without a rotary embedding have one kind of keys, which need no rebuilding: there every latent form is
-    ``fast``.
+    Layers without a rotary embedding have only plain keys, which need no rebuilding, so every latent form becomes
+    ``fast`` there.
     """
 
     def in_layer(self, rotary: bool) -> Form:
-        """This form where keys are rotated, else ``fast``."""
+        """This form if keys are rotated, else ``fast``."""
         return self if rotary else FORMS[DEFAULT_FORM]
 
     def folds_keys(self, layer: Layer) -> bool:
-        """Keys that are projected as the weights make them: before a rotation, and without a norm."""
+        """True if the keys are projected before any rotation and without a norm."""
         return not layer.qk_norm and (layer.rotary_dim == 0 or not self.projects_rotated_keys)
 
     def folds_values(self, layer: Layer) -> bool:
-        """Folded, the output matrix has H r_v h entries; apart, the two have K e r_v + H e h. Whichever is smaller."""
+        """True if the folded output matrix, H r_v h entries, is no larger than the two matrices, K e r_v + H e h."""
         _, v_rank = ranks_of(layer)
         apart = layer.v_width * v_rank + layer.n_heads * layer.v_dim * layer.hidden
         return layer.n_heads * v_rank * layer.hidden <= apart
 
     def cache_numbers_per_token(self, layer: Layer) -> int:
-        """r_k + r_v + what is fixed."""
+        """r_k + r_v + the fixed numbers."""
         return sum(ranks_of(layer)) + self.fixed_cache_numbers_per_token(layer)
 
     def matrix_params(self, layer: Layer) -> int:
-        """Queries H d h, keys r_k h or (h + r_k) K d, k_up K d r_k, values r_v h, output as ``folds_values`` says."""
+        """Queries H d h, keys r_k h or (h + r_k) K d, k_up K d r_k, values r_v h, output as in ``folds_values``."""
         k_rank, v_rank = ranks_of(layer)
         folds_values = self.folds_values(layer)
         queries = layer.hidden * layer.n_heads * layer.qk_dim
@@ -205,18 +205,18 @@ class Latent(Form):
         return queries + keys + k_up + layer.hidden * v_rank + v_up + output
 
     def bias_params(self, layer: Layer) -> int:
-        """Queries and unfolded keys where the source has biases, rebuilt keys always, the output always."""
+        """Queries and unfolded keys if the source has biases; rebuilt keys and the output always."""
         biases = layer.qkv_bias * layer.n_heads * layer.qk_dim + layer.hidden
         if self.rebuilds_keys:
-            biases += layer.k_width  # the mean key, rebuilt with the latent
+            biases += layer.k_width  # the mean key, added when keys are rebuilt from the latent
         if not self.folds_keys(layer):
             biases += layer.qkv_bias * layer.k_width
         return biases
 
     def products_per_token(self, layer: Layer) -> int:
-        """Multiply-adds of a token with the matrices, without ``k_up``, which each form applies in its own way.
+        """Multiply-adds per token with all matrices except ``k_up``, which each form applies differently.
 
-        ``v_up`` is applied to every query head, though each pair of KV head and rank has one entry.
+        ``v_up`` is applied once per query head, although its entries are shared by the query heads of a KV head.
         """
         k_rank, v_rank = ranks_of(layer)
         products = self.matrix_params(layer) - layer.k_width * k_rank
@@ -226,7 +226,7 @@ class Latent(Form):
 
 
 class Fast(Latent):
-    """Keys are projected after the rotary embedding. Queries are projected to meet them: keys are never rebuilt."""
+    """Keys are projected after the rotary embedding and queries into the same latent space; keys are never rebuilt."""
 
     name = "fast"
     summary = "keys never rebuilt"
@@ -240,7 +240,7 @@ class Fast(Latent):
 
 
 class Small(Latent):
-    """Keys are projected before the rotary embedding, which loses less, and rebuilt and rotated at every step."""
+    """Keys are projected before the rotary embedding, which loses less, then rebuilt and rotated at every step."""
 
     name = "small"
     summary = "better, slower"
@@ -260,7 +260,7 @@ class Small(Latent):
 FORMS: dict[str, Form] = {form.name: form for form in (Dense(), Fast(), Small())}
 """All forms by name."""
 DENSE_FORM, DEFAULT_FORM = Dense.name, Fast.name
-"""What a layer has, and what a plan asks for, unless told otherwise."""
+"""The default form of a layer and the default form of a plan."""
 
 
 def ranks_of(layer: Layer) -> tuple[int, int]:
@@ -270,7 +270,7 @@ def ranks_of(layer: Layer) -> tuple[int, int]:
 
 
 def trimmed_names() -> tuple[str, ...]:
-    """Names of the forms that a plan can ask for.
+    """Names of the forms that a plan can request.
 
     >>> trimmed_names()
     ('fast', 'small')
@@ -300,7 +300,7 @@ def forms_help() -> str:
 
 
 def alternatives(words: Sequence[str]) -> str:
-    """Words to choose from, as a phrase.
+    """The alternatives joined into a phrase.
 
     >>> alternatives(["a"]), alternatives(["a", "b", "c"])
     ('a', 'a, b or c')

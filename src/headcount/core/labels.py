@@ -1,4 +1,4 @@
-"""Text of unknown origin, such as model names, made fit to be shown."""
+"""Sanitises untrusted text, such as model names, for display."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 
 def clean(text: str) -> str:
-    """Text of unknown origin without what would steer a terminal, turn its direction, or not encode.
+    """Replace characters that control a terminal, change the text direction or cannot be encoded.
 
     >>> clean("a\\x1b[31mb") == "a\ufffd[31mb"
     True
@@ -23,7 +23,7 @@ _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def display_name(name: str) -> str:
-    """A model's name without the place where it lies on one machine: absolute paths keep their last part.
+    """A model's name without machine-specific directories: absolute paths are reduced to their last component.
 
     >>> display_name("/home/me/out/half"), display_name("owner/model"), display_name("runs/half/")
     ('half', 'owner/model', 'runs/half')

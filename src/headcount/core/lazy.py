@@ -1,4 +1,4 @@
-"""Submodules that are imported when they are first named, so that ``import headcount`` imports nothing heavy."""
+"""Submodules that are imported on first access, so that ``import headcount`` imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from types import ModuleType
 
 
 def submodules(package: str) -> tuple[Callable[[str], ModuleType], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a package that imports its subpackages when they are first named (PEP 562).
+    """``__getattr__`` and ``__dir__`` of a package that imports its subpackages on first access (PEP 562).
 
-    The package's ``__init__`` holds ``__getattr__, __dir__ = submodules(__name__)``. ``__getattr__`` raises
-    ``AttributeError`` for a name that is no subpackage; an import error inside a subpackage is passed on.
+    The package's ``__init__`` contains ``__getattr__, __dir__ = submodules(__name__)``. ``__getattr__`` raises
+    ``AttributeError`` for a name that is not a subpackage; an import error inside a subpackage propagates.
 
     >>> import headcount.trimming
     >>> get, names = submodules("headcount.trimming")
@@ -22,7 +22,7 @@ def submodules(package: str) -> tuple[Callable[[str], ModuleType], Callable[[], 
     """
 
     def packages() -> list[str]:
-        return [found.name for found in pkgutil.iter_modules(sys.modules[package].__path__) if found.ispkg]
+        return [module.name for module in pkgutil.iter_modules(sys.modules[package].__path__) if module.ispkg]
 
     def get(name: str) -> ModuleType:
         if name in packages():

@@ -1,11 +1,11 @@
-"""Peak memory of a callable, above what was in use when it began.
+"""Peak memory of a callable, beyond what was in use when it started.
 
-On CUDA the allocator's own counter. Elsewhere the process's resident set: on Linux the kernel's high-water mark
-(``VmHWM``), which a 5 written to ``/proc/self/clear_refs`` sets back to the present size; where there is no
-such file, or it may not be written, a thread that looks every 2 ms. The resident set counts every thread of
-the process, and only pages that were written to. Memory that was freed but is still held by the allocator at the
-start would not count again, so it is given back first where the C library can (glibc); treat differences below
-some MiB as noise.
+On CUDA this is the allocator's own counter. Elsewhere it is the resident set of the process: on Linux the kernel's
+high-water mark (``VmHWM``), which is reset to the current size by writing 5 to ``/proc/self/clear_refs``; if that file
+does not exist or is not writable, a thread samples the size every 2 ms. The resident set covers all threads of the
+process and only pages that were written to. Memory that was freed but is still held by the allocator at the start
+would not be counted again, so it is first returned to the system where the C library supports it (glibc). Treat
+differences below a few MiB as noise.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _INTERVAL_SECONDS = 0.002
 
 
 def method_for(device: torch.device) -> Method:
-    """How ``peak_memory`` will look: see the module."""
+    """The method that ``peak_memory`` will use; see the module docstring."""
     if device.type == "cuda":
         return "cuda"
     return "high-water mark" if _reset_high_water() else "sampled"
 
 
 def peak_memory(call: Callable[[], Result], device: torch.device) -> tuple[Result, int]:
-    """(what ``call`` returned, bytes that it needed at most beyond those in use before).
+    """(the result of ``call``, its peak memory in bytes beyond what was in use before).
 
     >>> made, peak_bytes = peak_memory(lambda: torch.ones(2**24), torch.device("cpu"))
     >>> peak_bytes > 0.9 * 4 * 2**24
@@ -69,7 +69,7 @@ def _status(field: str) -> int | None:
 
 
 def _give_back() -> None:
-    """Return what is free to the system, so that using it again shows."""
+    """Return free memory to the system, so that reusing it is counted."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -104,7 +104,7 @@ def _by_sampling(call: Callable[[], Result]) -> tuple[Result, int]:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Bytes that can still be taken on ``device`` without pushing anything out."""
+    """Bytes that can be allocated on ``device`` without evicting or swapping anything."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil

@@ -1,4 +1,4 @@
-"""Entries by name: one registry class, whose error for an unknown name suggests the closest known one."""
+"""A registry of named entries, whose error for an unknown name suggests the closest known one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Entries of one ``kind`` by name, in the order of registration.
+    """Named entries of one ``kind``, in the order of registration.
 
-    ``kind`` is the word that error messages use: ``"task"``, ``"bound"``. Iterating yields the entries.
+    ``kind`` is the word used in error messages: ``"task"``, ``"bound"``. Iterating yields the entries.
 
     >>> colours = Registry("colour", [("red", 1), ("green", 2)])
     >>> colours.get("green"), colours.names(), list(colours)
@@ -40,7 +40,7 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """The entry of this name.
 
-        Raises ``HeadcountError`` for an unknown name; its fix is the closest name if one is close, else all names.
+        Raises ``HeadcountError`` for an unknown name; its fix suggests the closest name if one is similar, else all.
         """
         if name not in self._entries:
             close = difflib.get_close_matches(name, self._entries, n=1)

@@ -1,4 +1,4 @@
-"""A size or option, declared once: commands, run specs, bounds and range checks are made from the declaration."""
+"""Declarations of sizes and options, from which commands, run specs, bounds and range checks are generated."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from headcount.core.errors import HeadcountError
 
 SIZE_LIMIT = 2**58
-"""Integers above this are refused: sums of a few of them must fit 64 bits."""
+"""Larger integers are rejected, since sums of a few of them must fit in 64 bits."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One number or switch that tasks, models, bounds or commands take under ``name``.
+    """A number or switch that tasks, models, bounds or commands accept under ``name``.
 
-    A dataclass declares that it takes the option by the default of a field, ``tokens: int = TOKENS.field(64)``;
-    ``options_of`` reads the declarations back.
+    A dataclass declares that it accepts the option through a field default, ``tokens: int = TOKENS.field(64)``;
+    ``options_of`` returns the declarations.
 
     >>> SIDES = Option("sides", "Sides of the polygon.", letter="k", least=3)
     >>> @dataclass
@@ -33,22 +33,22 @@ class Option:
     name: str
     help: str
     letter: str = ""
-    """The letter of the papers, where there is one."""
+    """The symbol used in the papers, if any."""
     kind: Any = int
     """``int``, ``float``, ``bool`` or a ``Literal``."""
     least: int = 1
     """The least value of an integer."""
     most: int = SIZE_LIMIT
     off: str = ""
-    """The name of the flag that switches it off; ``no-NAME`` unless given."""
+    """The name of the flag that disables it; the default is ``no-NAME``."""
     axes: tuple[tuple[str, int], ...] = ()
-    """The arrays of a batch that show the size, and along which axis, as ``(("x", -1),)``."""
+    """The batch arrays and axes from which the size can be read, as ``(("x", -1),)``."""
     rank: int = 0
-    """Its place in help and in tables: lower ranks first, equal ones in the order of their declaration."""
+    """Its position in help and tables: lower ranks first, equal ranks in order of declaration."""
 
     @property
     def flag(self) -> str:
-        """How the command line writes it, e.g. ``--precision-bits``."""
+        """Its command-line flag, e.g. ``--precision-bits``."""
         return f"--{self.name.replace('_', '-')}"
 
     @property
@@ -57,18 +57,18 @@ class Option:
         return f"{self.letter}: {self.help}" if self.letter else self.help
 
     def field(self, default: Any, *, least: int | None = None, most: int | None = None) -> Any:
-        """A field of a dataclass that takes this option; ``least``, ``most``: a range of its own."""
+        """A dataclass field for this option; ``least`` and ``most`` override its range."""
         narrowed = dataclasses.replace(
             self, least=self.least if least is None else least, most=self.most if most is None else most
         )
         return dataclasses.field(default=default, metadata={"option": narrowed})
 
     def same(self, other: Option) -> bool:
-        """Whether two declarations are of one option; its range may differ."""
+        """Whether both declare the same option; their ranges may differ."""
         return dataclasses.replace(other, least=self.least, most=self.most) == self
 
     def check(self, value: Any) -> None:
-        """Refuse what is no integer of the range. Raises ``HeadcountError``."""
+        """Raise ``HeadcountError`` if ``value`` is not an integer in the range."""
         if isinstance(value, bool) or not hasattr(value, "__index__") or value < self.least:
             raise HeadcountError(
                 f"{self.name} must be an integer of at least {self.least}, not {value}",
@@ -79,14 +79,14 @@ class Option:
 
 
 def options_of(cls: type[Any]) -> tuple[Option, ...]:
-    """The options that a dataclass declares, in the order of its fields."""
+    """The options that a dataclass declares, in field order."""
     return tuple(field.metadata["option"] for field in dataclasses.fields(cls) if "option" in field.metadata)
 
 
 def merged(*declared: Option) -> tuple[Option, ...]:
-    """Each option once, in the order of its first declaration, by rank.
+    """The distinct options, sorted by rank and then by first declaration.
 
-    Raises ``ValueError`` where one name stands for two different options.
+    Raises ``ValueError`` if two different options have the same name.
     """
     first: dict[str, Option] = {}
     for option in declared:

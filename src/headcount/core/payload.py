@@ -1,9 +1,9 @@
-"""The type of JSON objects: what ``--json`` prints, and what stands in files before a schema has checked it."""
+"""The type of JSON objects: the output of ``--json`` and the content of files before schema validation."""
 
 from __future__ import annotations
 
 from typing import Any, TypeAlias
 
 JsonObject: TypeAlias = dict[str, Any]
-"""Names to JSON values. Inside the package records are dataclasses, pydantic models or TypedDicts; this is their
-form on the way out, or on the way in before they are checked."""
+"""Maps names to JSON values. Inside the package, records are dataclasses, pydantic models or TypedDicts; this type is
+used when they are serialised, or parsed and not yet validated."""

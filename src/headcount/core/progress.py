@@ -1,4 +1,4 @@
-"""How long work reports itself: a callable that the library calls and the command line draws."""
+"""Progress reporting: a callable that the library calls and the command line displays."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told how far a named stage is; called often, so it must be cheap."""
+    """Receives the progress of a named stage. It is called often, so it must be cheap."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """``done`` of ``total`` units of ``stage`` are finished."""

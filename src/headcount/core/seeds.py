@@ -1,4 +1,4 @@
-"""One integer seeds everything: named, independent generators derived from it."""
+"""Named, independent random generators derived from a single integer seed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for the purpose that ``names`` describe, the same on every machine.
+    """A 63-bit seed for the purpose described by ``names``, identical on every machine.
 
-    blake2b over the seed and the names; distinct names give unrelated streams, so adding a consumer of
-    randomness never shifts another one's.
+    The seed is a blake2b hash of ``seed`` and the names. Distinct names give independent streams, so adding a
+    consumer of randomness never changes the stream of another.
 
     >>> derive(0, "labels", 3) == derive(0, "labels", 3)
     True
@@ -27,12 +27,12 @@ def derive(seed: int, *names: str | int) -> int:
 
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
-    """A NumPy generator (PCG64) for one purpose."""
+    """A NumPy generator (PCG64) for the purpose described by ``names``."""
     return np.random.Generator(np.random.PCG64(derive(seed, *names)))
 
 
 def torch_generator(seed: int, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator for one purpose, on ``device``."""
+    """A torch generator on ``device`` for the purpose described by ``names``."""
     import torch
 
     return torch.Generator(device=device).manual_seed(derive(seed, *names))

@@ -1,9 +1,9 @@
-"""What a model's attention is: heads, dimensions and latents, and the three quantities they cost.
+"""The structure of a model's attention: heads, dimensions and latents, and the three resulting costs.
 
-``ModelSpec`` is the one currency between the stages: read off a pretrained model, planned, or built. Its
-counts are exact; tests hold them against the real tensors and the live cache object.
+``ModelSpec`` is the common representation of all stages: read from a pretrained model, planned, or built. Its
+counts are exact; tests compare them with the real tensors and the live cache object.
 
-How keys and values are cached is the layer's *form*; what depends on it is computed by ``headcount.core.forms``.
+The *form* of a layer is how it caches keys and values; ``headcount.core.forms`` computes what depends on it.
 
 Letters: h = ``hidden``, H = ``n_heads``, K = ``n_kv_heads``, d = ``qk_dim``, e = ``v_dim`` (per head),
 r_k = ``k_rank``, r_v = ``v_rank`` (joint latents over all KV heads of a layer).
@@ -22,7 +22,7 @@ from headcount.core.forms import DENSE_FORM, FORMS, alternatives, trimmed_names
 
 
 def _one_of(value: Any, names: Collection[str]) -> Any:
-    """Check a name when a record is made, so that forms registered by then count; in the words of ``Literal``."""
+    """Validate a name at construction, so that registered forms are accepted, with the error message of ``Literal``."""
     if value not in names:
         expected = alternatives([repr(name) for name in names])
         raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
@@ -32,7 +32,7 @@ def _one_of(value: Any, names: Collection[str]) -> Any:
 FormName = Annotated[str, BeforeValidator(lambda value: _one_of(value, tuple(FORMS)))]
 """The name of a form, dense or trimmed."""
 TrimmedFormName = Annotated[str, BeforeValidator(lambda value: _one_of(value, trimmed_names()))]
-"""The name of a form that a plan can ask for."""
+"""The name of a form that a plan can request."""
 
 
 class LayerSpec(BaseModel):
@@ -53,13 +53,13 @@ class LayerSpec(BaseModel):
     qk_dim: int
     v_dim: int
     rotary_dim: int = 0
-    """Leading dimensions of each head that are rotated (0: positions enter elsewhere)."""
+    """Number of leading dimensions of each head that are rotated (0: positions are encoded elsewhere)."""
     window: int | None = None
-    """Tokens a sliding-window layer looks back on, itself included; ``None``: all."""
+    """Tokens visible in a sliding-window layer, including the current one; ``None``: all."""
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: bool = False
-    """Queries and keys are normalised per head (Qwen3, Gemma 3): two weight vectors of length d."""
+    """Whether queries and keys are normalised per head (Qwen3, Gemma 3), with two weight vectors of length d."""
     causal: bool = True
     form: FormName = DENSE_FORM
     k_rank: int | None = None
@@ -100,12 +100,12 @@ class LayerSpec(BaseModel):
 
     @property
     def cache_numbers_per_token(self) -> int:
-        """Numbers that the key-value cache holds for one token of this layer (0 without a causal cache)."""
+        """Numbers that the key-value cache stores per token in this layer (0 without a causal cache)."""
         return FORMS[self.form].cache_numbers_per_token(self) if self.causal else 0
 
     @property
     def rebuilt_numbers_per_token(self) -> int:
-        """Numbers computed anew at every decoding step for each cached token."""
+        """Numbers recomputed at every decoding step for each cached token."""
         return FORMS[self.form].rebuilt_numbers_per_token(self)
 
     @property
@@ -115,7 +115,7 @@ class LayerSpec(BaseModel):
 
     @property
     def folds_keys(self) -> bool:
-        """Whether the key latent is one product with the token: no rotation and no norm lies between."""
+        """Whether the key latent is a single linear map of the token, with no rotation or norm in between."""
         return FORMS[self.form].folds_keys(self)
 
     @property
@@ -125,7 +125,7 @@ class LayerSpec(BaseModel):
 
     @property
     def matrix_params(self) -> int:
-        """Entries of the attention's matrices: what a token is multiplied with."""
+        """Number of entries in the attention matrices that a token is multiplied with."""
         return FORMS[self.form].matrix_params(self)
 
     @property
@@ -137,7 +137,7 @@ class LayerSpec(BaseModel):
     def attention_flops_per_token(self, context: int) -> int:
         """Floating-point operations (a multiply-add is 2) of one decoding step over ``context`` tokens.
 
-        Projections, and for each visible token scores, mixing and rebuilding; the formulas are the forms'.
+        Counts the projections and, for each visible token, scores, mixing and rebuilding; see ``headcount.core.forms``.
         """
         seen = context if self.window is None else min(context, self.window)
         return FORMS[self.form].flops_per_token(self, seen)
@@ -163,11 +163,11 @@ class ModelSpec(BaseModel):
 
     @property
     def cache_numbers_per_token(self) -> int:
-        """Numbers cached for one token, all layers."""
+        """Numbers cached for one token in all layers."""
         return sum(layer.cache_numbers_per_token for layer in self.layers)
 
     def cache_bytes_per_token(self, dtype: str = "float32") -> int:
-        """Bytes cached for one token, all layers, while it is inside every window."""
+        """Bytes cached for one token in all layers, as long as it is inside every window."""
         if dtype not in DTYPE_BYTES:
             raise HeadcountError(f"unknown dtype {dtype!r} for a cache", fix=f"use one of {', '.join(DTYPE_BYTES)}")
         return self.cache_numbers_per_token * DTYPE_BYTES[dtype]
@@ -178,4 +178,4 @@ class ModelSpec(BaseModel):
 
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of a number in each dtype that a cache may have."""
+"""Bytes per number of each supported cache dtype."""

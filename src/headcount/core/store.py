@@ -1,8 +1,9 @@
-"""Files and run folders: written atomically, checked against a schema when read, never anybody else's.
+"""Files and run folders: written atomically, validated against a schema on reading, never overwriting others' files.
 
-A *run folder* is a directory that a command owns. Its ``headcount-run.json`` says which command made it
-(``kind``) and from what (``inputs``); the same command with the same inputs goes on in it, any other use is
-refused. Files appear in it complete or not at all: each is written beside its place and then renamed.
+A *run folder* is a directory that a command owns. Its ``headcount-run.json`` records which command created it
+(``kind``) and from what (``inputs``); the same command with the same inputs resumes in it, any other use is
+rejected. Files appear in it complete or not at all: each is written to a temporary file in the same directory and then
+renamed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Schema = TypeVar("Schema", bound=pydantic.BaseModel)
 
 @contextlib.contextmanager
 def named_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden place into one clear line."""
+    """Convert a full disk or a permission error into a one-line ``HeadcountError``."""
     from safetensors import SafetensorError
 
     try:
@@ -44,14 +45,14 @@ def named_disk_errors(path: Path) -> Iterator[None]:
             raise HeadcountError(f"no space left to write {path}", fix=_ELSEWHERE) from error
         reason = error.strerror or str(error)
         raise HeadcountError(f"cannot write {path}: {reason}", fix="choose another --out") from error
-    except SafetensorError as error:  # it puts the system's error into words
+    except SafetensorError as error:  # its text contains the system error
         if f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error):
             raise HeadcountError(f"no space left to write {path}", fix=_ELSEWHERE) from error
         raise HeadcountError(f"cannot write {path}: {error}", fix="choose another --out") from error
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse early when ``folder``'s disk cannot take ``needed_bytes`` more."""
+    """Raise early if the disk of ``folder`` has less than ``needed_bytes`` free."""
     place = folder
     while not place.exists():
         place = place.parent
@@ -65,7 +66,7 @@ def require_space(folder: Path, needed_bytes: int) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Call ``write`` with a temporary path beside ``path``, then rename: readers see all of it or nothing."""
+    """Call ``write`` with a temporary path beside ``path``, then rename, so that readers never see a partial file."""
     with named_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -97,7 +98,7 @@ def write_json(path: Path, value: pydantic.BaseModel | Mapping[str, Any]) -> Non
 
 
 def read_json(path: Path, schema: type[Schema]) -> Schema:
-    """Read and check a JSON file; what does not fit the schema is named by its field."""
+    """Read and validate a JSON file; the error names the first field that does not match the schema."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -117,7 +118,7 @@ def read_json(path: Path, schema: type[Schema]) -> Schema:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically, after checking that it fits on the disk."""
+    """Write a safetensors file atomically, after checking for enough disk space."""
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -126,7 +127,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file; a truncated or foreign one is refused by name."""
+    """Read a safetensors file; the error for a truncated or invalid file names it."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -139,11 +140,11 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def open_run_folder(path: Path, kind: str, inputs: Mapping[str, Any], overwrite: bool = False) -> Path:
-    """Make the run folder, or go on in one that this command made from the same inputs.
+    """Create the run folder, or resume in one that this command created from the same inputs.
 
-    ``inputs`` is everything that the content depends on (JSON values). A folder that is not ours, or that another
-    command made, is never touched; one of this command's from other inputs is replaced only with ``overwrite``.
-    What a killed run left half-written is cleared away.
+    ``inputs`` is everything that the content depends on (JSON values). A folder that headcount or this command did
+    not create is never modified; a folder of this command with other inputs is replaced only with ``overwrite``.
+    Temporary files of a killed run are deleted.
     """
     path = Path(path)
     record = {"kind": kind, "inputs": json.loads(json.dumps(dict(inputs)))}
@@ -152,21 +153,21 @@ def open_run_folder(path: Path, kind: str, inputs: Mapping[str, Any], overwrite:
         if path.exists() and not path.is_dir():
             raise HeadcountError(f"{path} exists and is not a folder", fix="choose another --out")
         if path.is_dir() and any(not _is_leftover(file, MARKER) for file in path.iterdir()):
-            found = _read_marker(marker)
-            if found is None or found["kind"] != kind:
-                made = "was not made by headcount" if found is None else f"was made by {found['kind']!r}"
+            existing = _read_marker(marker)
+            if existing is None or existing["kind"] != kind:
+                made = "was not made by headcount" if existing is None else f"was made by {existing['kind']!r}"
                 raise HeadcountError(f"{path} exists and {made}", fix="choose another --out")
-            if found == record:
+            if existing == record:
                 for file in path.rglob(".*.tmp"):
                     if _is_leftover(file):
                         file.unlink(missing_ok=True)
                 return path
             if not overwrite:
                 raise HeadcountError(
-                    f"{path} holds a run made from other inputs ({_difference(found['inputs'], record['inputs'])})",
+                    f"{path} holds a run made from other inputs ({_difference(existing['inputs'], record['inputs'])})",
                     fix="choose another --out, or pass --overwrite",
                 )
-            # Killed in the middle of it, the folder is still ours, and no run goes on from what is left.
+            # If the replacement is interrupted, the folder still belongs to headcount, but no run resumes from it.
             write_json(marker, {"kind": kind, "inputs": {"replaced": True}})
             for file in path.iterdir():
                 if file.is_dir() and not file.is_symlink():
@@ -178,29 +179,29 @@ def open_run_folder(path: Path, kind: str, inputs: Mapping[str, Any], overwrite:
 
 
 def run_kind(path: Path) -> str | None:
-    """Which command made a run folder; ``None`` of anything else."""
-    found = _read_marker(Path(path) / MARKER)
-    return found["kind"] if found else None
+    """The command that created a run folder; ``None`` for any other path."""
+    record = _read_marker(Path(path) / MARKER)
+    return record["kind"] if record else None
 
 
 def _is_leftover(file: Path, name: str = "") -> bool:
-    """Whether ``write_atomic`` of a killed run left this file, on its way to becoming ``name`` (``""``: any)."""
+    """Whether this is a temporary file for ``name`` (``""``: any) left by ``write_atomic`` in a killed run."""
     return re.fullmatch(rf"\.{re.escape(name) or '.+'}\.[a-z0-9_]{{8}}\.tmp", file.name) is not None
 
 
 def _read_marker(marker: Path) -> JsonObject | None:
-    """What a run folder was made from; ``None`` where that is not told in our words."""
+    """The record in a run folder's marker file; ``None`` if it is missing or not in the expected format."""
     try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
+        record = json.loads(marker.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    if isinstance(found, dict) and isinstance(found.get("kind"), str) and isinstance(found.get("inputs"), dict):
-        return found
+    if isinstance(record, dict) and isinstance(record.get("kind"), str) and isinstance(record.get("inputs"), dict):
+        return record
     return None
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Name what differs between the inputs of two runs, in a few words."""
+    """A short description of the differences between the inputs of two runs."""
     names = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     shown = ", ".join(f"{key}: {_short(old.get(key))} then, {_short(new.get(key))} now" for key in names[:3])
     return shown + (", ..." if len(names) > 3 else "")

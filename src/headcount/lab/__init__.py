@@ -1,4 +1,4 @@
-"""Experiments and figures: one file a figure."""
+"""Experiments and figures, one file per figure."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Heads against dimensions: how well heads single out lags, the exact split of a budget, and softmax saturation."""
+"""The trade-off between heads and dimensions: selecting lags with heads, exact budget allocation, and saturation."""

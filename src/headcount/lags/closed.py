@@ -2,12 +2,12 @@
 
 With logits in a range of beta and L lags, r = e^beta:
 
-- A lag that shares its bucket with n - 1 >= 1 others of the context: every mixture has one value v on all n of them, so
-  its error is at least |v - 1| + (n - 1) |v| >= 1, which c = 0 gives. E_pos = 1 for any number of heads.
-- A lag alone, one head: |1 - c a| + c (1 - a) with a = a(lag) falls in a as long as c a <= 1, and a <= r / (L - 1 + r).
-  So E_pos = min(1, (L - 1) / r) if C >= 1 + (L - 1) / r.
-- A lag alone, two heads, one with its bias up, one with it down: their values off the lag are constant, so
-  c_1 / (L - 1 + r) + c_2 / (L - 1 + 1/r) = 0 removes them all, and E_pos = 0 as soon as
+- A lag that shares its bucket with n - 1 >= 1 other lags of the context: every mixture has the same value v on all n,
+  so its error is at least |v - 1| + (n - 1) |v| >= 1, which c = 0 attains. E_pos = 1 for any number of heads.
+- A lag alone in its bucket, one head: |1 - c a| + c (1 - a) with a = a(lag) decreases in a while c a <= 1, and
+  a <= r / (L - 1 + r). So E_pos = min(1, (L - 1) / r) if C >= 1 + (L - 1) / r.
+- A lag alone in its bucket, two heads, one with a high and one with a low bias: both are constant off the lag, so
+  c_1 / (L - 1 + r) + c_2 / (L - 1 + 1/r) = 0 cancels them, and E_pos = 0 if
   C >= |c_1| + |c_2| = (2 (L - 1) + r + 1/r) / (r - 1/r).
 """
 
@@ -22,7 +22,7 @@ from headcount.lags.schemes import Array, Learned
 
 
 def needed_limit(scheme: Learned) -> float:
-    """The C from which two heads make the spike exactly.
+    """The smallest C at which two heads represent the spike exactly.
 
     >>> round(needed_limit(Learned(64, budget=16.0)), 6)
     1.000014
@@ -32,16 +32,16 @@ def needed_limit(scheme: Learned) -> float:
 
 
 def pair(scheme: Learned, lag: int) -> Array:
-    """The numbers of the two kernels: the lag's bias up, all others down; and the reverse."""
-    own = scheme.features[lag]
-    return np.stack([own - 0.5, 0.5 - own]) * scheme.budget
+    """The parameters of the two kernels: a high bias for the lag and low biases elsewhere, and the reverse."""
+    indicator = scheme.features[lag]
+    return np.stack([indicator - 0.5, 0.5 - indicator]) * scheme.budget
 
 
 def bias_errors(scheme: Learned, lag: int, heads: int, limit: float = LIMIT) -> Array:
     """E_pos for 1..heads heads.
 
-    With a limit between those of one and of two heads, two heads get the best mixture of the pair above, which is an
-    upper bound.
+    With a limit between those for one and two heads, the value for two heads is that of the best mixture of ``pair``,
+    an upper bound.
 
     >>> bias_errors(Learned(64, budget=8.0), 5, 3).round(6).tolist()
     [0.021134, 0.0, 0.0]

@@ -1,7 +1,8 @@
-"""Slopes of linear biases, improved by sequential linear programming.
+"""Optimisation of linear-bias slopes by sequential linear programming.
 
-Slopes and coefficients are linearised together inside a trust region; a step is kept when the exact coefficients at the
-new slopes have a smaller error. Solutions are vertices (few slopes, many residuals of 0), where this converges fast.
+Slopes and coefficients are linearised together inside a trust region; a step is accepted if
+the exact coefficients at the new slopes have a smaller error. Solutions are vertices (few slopes, many zero
+residuals), where this converges fast.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ from headcount.lags.kernels import LIMIT, Fit, Moves, best_coefficients, program
 from headcount.lags.schemes import Array, Linear
 
 _STEPS, _FIRST, _LAST, _WORTH = 40, 0.1, 1e-9, 1e-9
-"""Steps at most; the first and the last trust region; the promised gain below which a descent ends."""
+"""Maximum steps; initial and final trust-region radius; the predicted gain below which a descent stops."""
 _WEIGHTS = (30.0, 3.0)
-"""How often the first descents count the lag itself."""
+"""Weights of the lag itself in the first descents."""
 
 
-def polish(scheme: Linear, given: Array, lag: int, limit: float = LIMIT, weight: float = 1.0) -> Fit:
-    """Go down from slopes (H, 1) to a local minimum; the error never rises."""
-    fit = best_coefficients(scheme, given, lag, limit, weight)
+def polish(scheme: Linear, numbers: Array, lag: int, limit: float = LIMIT, weight: float = 1.0) -> Fit:
+    """Descend from slopes (H, 1) to a local minimum; the error never increases."""
+    fit = best_coefficients(scheme, numbers, lag, limit, weight)
     radius = _FIRST
     for _ in range(_STEPS):
         slopes = (scheme.jacobian(fit.given) * fit.coefficients[:, None, None])[:, :, 0].T
         low, high = (scheme.inside(fit.given + way) - fit.given for way in (-radius, radius))
-        # In units of the region's radius, so that the solver sees numbers of one size.
+        # In units of the trust-region radius, so that the solver's variables have the same scale.
         moves = Moves(slopes * radius, low.ravel() / radius, high.ravel() / radius)
         solved = programme(scheme.kernels(fit.given).T, lag, limit, weight, moves)
         promised = fit.error - solved.value
@@ -39,12 +40,12 @@ def polish(scheme: Linear, given: Array, lag: int, limit: float = LIMIT, weight:
     return fit
 
 
-def descend(scheme: Linear, given: Array, lag: int, limit: float = LIMIT) -> Fit:
-    """Polish with the lag counted often, then less, then for E_pos itself.
+def descend(scheme: Linear, numbers: Array, lag: int, limit: float = LIMIT) -> Fit:
+    """Polish with a high weight on the lag, then a lower weight, then for E_pos itself.
 
-    Coefficients of 0, with an error of 1, are a local minimum for all slopes whose mixtures put less on the lag than on
-    the other lags together; counting the lag more leads out of it.
+    Coefficients of 0, with an error of 1, are a local minimum for all slopes whose mixtures put less weight on the lag
+    than on all other lags together; a higher weight on the lag escapes it.
     """
     for weight in _WEIGHTS:
-        given = polish(scheme, given, lag, limit, weight).given
-    return polish(scheme, given, lag, limit)
+        numbers = polish(scheme, numbers, lag, limit, weight).given
+    return polish(scheme, numbers, lag, limit)

@@ -1,17 +1,17 @@
-"""E_pos: how well H heads single out one lag, computed and not bounded.
+"""E_pos: the error of H heads in selecting one lag, computed rather than bounded.
 
     E_pos(H, tau) = min over kernels a_1..a_H of a scheme and coefficients c with sum_h |c_h| <= C of
                     sum_{s < L} | sum_h c_h a_h(s) - [s = tau] |
 
 (Wang and E 2024, arXiv 2402.00522, and Yu et al. 2025, arXiv 2510.03784, bound it up to unknown constants.)
 
-**Why a limit C.** Without one the minimum says nothing for linear biases: from H = tau + 1 heads on it is 0. Take
+**The limit C.** Without a limit the minimum is trivial for linear biases: it is 0 for H >= tau + 1 heads. Take
 x_h = h eps: the coefficients that solve sum_h c_h x_h^s = [s = tau] for s <= tau (a Vandermonde system) leave an
-error of O(eps) on later lags, and are of size eps^(-tau). So with a limit E_pos(tau + 1, tau) <= K_tau C^(-1/tau).
-The limit has a meaning: weights that are stored with a relative error of u (2^-9 in bfloat16) move the mixture by
-at most u C in the same norm, as every kernel has sum 1.
+error of O(eps) on later lags, and are of size eps^(-tau). So with a limit, E_pos(tau + 1, tau) <= K_tau C^(-1/tau).
+The limit has an interpretation: weights that are stored with a relative error of u (2^-9 in bfloat16) change the
+mixture by at most u C in the same norm, because every kernel has sum 1.
 
-Here: the best coefficients of given kernels, which are a linear programme (HiGHS). ``search`` finds kernels.
+This module computes the best coefficients for fixed kernels with a linear programme (HiGHS); ``search`` finds kernels.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from headcount.core.errors import HeadcountError
 from headcount.lags.schemes import Array, Scheme
 
 LIMIT = 64.0
-"""The default C: bfloat16 weights then move the mixture by at most 64 * 2^-9 = 1/8."""
+"""The default C: bfloat16 weights then change the mixture by at most 64 * 2^-9 = 1/8."""
 _TOLERANCES = (1e-10, 1e-9, 1e-7)
-"""HiGHS's feasibility tolerances, tried in turn: the tightest fails on mixtures that are nearly exact."""
+"""HiGHS's feasibility tolerances, tried in order: the tightest fails on mixtures that are nearly exact."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Kernels (their numbers, (H, P)), coefficients (H), the error, and the multipliers of the lags (L)."""
+    """Kernel parameters (H, P), coefficients (H), the error, and the multipliers of the lags (L)."""
 
     given: Array
     coefficients: Array
@@ -43,7 +43,7 @@ class Fit:
 
 
 class Solved(NamedTuple):
-    """A solved programme."""
+    """The solution of a linear programme."""
 
     coefficients: Array
     moves: Array
@@ -60,7 +60,7 @@ class Moves(NamedTuple):
 
 
 def check_lag(scheme: Scheme, lag: int) -> None:
-    """Refuse a lag that the context does not hold."""
+    """Raise if the lag is outside the context."""
     if not 0 <= lag < scheme.context:
         raise HeadcountError(
             f"lag {lag} is outside a context of {scheme.context} tokens", fix=f"use 0 to {scheme.context - 1}"
@@ -68,10 +68,10 @@ def check_lag(scheme: Scheme, lag: int) -> None:
 
 
 def programme(columns: Array, lag: int, limit: float, weight: float = 1.0, moves: Moves | None = None) -> Solved:
-    """min sum_s w_s |(columns c + moves.columns x - spike)(s)| with ||c||_1 <= limit and x as ``moves`` allows.
+    """min sum_s w_s |(columns c + moves.columns x - spike)(s)| with ||c||_1 <= limit and x within ``moves``.
 
-    w is ``weight`` at the lag and 1 elsewhere. Coefficients are solved for as c / limit, so that the solver's
-    tolerances on reduced costs are tolerances on the bound that its multipliers give.
+    w is ``weight`` at the lag and 1 elsewhere. The variables are c / limit, so that the solver's
+    tolerances on reduced costs are tolerances on the bound given by its multipliers.
     """
     lags, heads = columns.shape
     moves = moves or Moves(np.zeros((lags, 0)), np.zeros(0), np.zeros(0))
@@ -99,7 +99,7 @@ def programme(columns: Array, lag: int, limit: float, weight: float = 1.0, moves
         )
         if solved.status == 0:
             break
-    else:  # it is feasible with c = x = 0 and bounded below by 0
+    else:  # the programme is feasible (c = x = 0) and bounded below by 0
         raise RuntimeError(f"HiGHS did not solve the programme of lag {lag}: {solved.message}")
     coefficients = (solved.x[:heads] - solved.x[heads : 2 * heads]) * limit
     return Solved(coefficients, solved.x[2 * heads : free], solved.fun, solved.eqlin.marginals)
@@ -107,24 +107,24 @@ def programme(columns: Array, lag: int, limit: float, weight: float = 1.0, moves
 
 def spike(lags: int, lag: int) -> Array:
     """[s = lag] for s < lags."""
-    found = np.zeros(lags)
-    found[lag] = 1.0
-    return found
+    indicator = np.zeros(lags)
+    indicator[lag] = 1.0
+    return indicator
 
 
-def best_coefficients(scheme: Scheme, given: Array, lag: int, limit: float = LIMIT, weight: float = 1.0) -> Fit:
-    """The best coefficients of given kernels: a linear programme. The error is computed from the coefficients.
+def best_coefficients(scheme: Scheme, numbers: Array, lag: int, limit: float = LIMIT, weight: float = 1.0) -> Fit:
+    """The best coefficients for fixed kernels by a linear programme; the error is computed from the coefficients.
 
-    ``weight`` counts the error at the lag itself more than that at others (in the coefficients' choice and in
-    ``error``); 1 is E_pos.
+    ``weight`` is the relative weight of the error at the lag itself (in the choice of coefficients and in
+    ``error``); 1 gives E_pos.
 
     >>> from headcount.lags.schemes import Linear
     >>> fit = best_coefficients(Linear(8), np.array([[0.0]]), lag=0)
     >>> fit.coefficients.tolist(), fit.error
     ([1.0], 0.0)
     """
-    kernels = scheme.kernels(given)
+    kernels = scheme.kernels(numbers)
     solved = programme(kernels.T, lag, limit, weight)
     weights = 1.0 + (weight - 1.0) * spike(scheme.context, lag)
     misses = np.abs(solved.coefficients @ kernels - spike(scheme.context, lag))
-    return Fit(given, solved.coefficients, float(weights @ misses), solved.multipliers)
+    return Fit(numbers, solved.coefficients, float(weights @ misses), solved.multipliers)

@@ -1,16 +1,16 @@
-"""What heads over lags can do at best in mean square: closed-form errors, the best readout, the best layer found.
+"""Best mean-square errors of heads over lags: closed-form errors, the best readout, and local optimisation of layers.
 
-A layer y_t = sum_h O_h sum_s a_h(s) V_h x_{t-s} on white noise (E x x' = I) misses y_t = sum_s A_s x_{t-s} by
+A layer y_t = sum_h O_h sum_s a_h(s) V_h x_{t-s} on white noise (E x x' = I) has, for y_t = sum_s A_s x_{t-s}, the error
 
     E = sum_s w_s || sum_h a_h(s) O_h V_h - A_s ||_F^2,
 
-w_s the share of the tokens that have a token s before them (1 for a sequence without a beginning): no samples are
-needed. Given the kernels a_h, it is quadratic in the O_h and in the V_h, so the best readout is found by alternating
-least squares; together with the kernels' numbers by L-BFGS on exact gradients. Both go down from a start and never up,
-in float64, and may end in a local minimum: upper bounds of the best error.
+where w_s is the fraction of tokens with a token s positions before them (1 for an infinite sequence): no samples
+are needed. Given the kernels a_h, it is quadratic in the O_h and in the V_h, so the readout is optimised by alternating
+least squares, and jointly with the kernel parameters by L-BFGS on exact gradients. Both decrease the error
+monotonically in float64 and may end in a local minimum: the results are upper bounds on the best error.
 
-Two ways in which this is not the error of ``headcount.lags.solver``: that one adds errors of lags up in a norm
-that bounds any input (the sum over lags of |mixture - spike|), and lets all heads of one group carry the same content.
+This differs from the error of ``headcount.lags.solver`` in two ways: the solver adds the errors of lags in a norm
+that bounds any input (the sum over lags of |mixture - spike|), and all heads of one group carry the same content.
 
 Letters: H heads, L lags, d numbers of a head, D of a token; matrices O (H, D, d), V (H, d, D), targets A (L, D, D).
 """
@@ -29,7 +29,7 @@ from headcount.lags.schemes import Linear, Scheme
 
 Array = NDArray[np.float64]
 _RIDGE = 1e-13
-"""Of the mean diagonal, added to the normal equations: nearly equal kernels make them singular in float64."""
+"""Ridge relative to the mean diagonal of the normal equations, which nearly equal kernels make singular in float64."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Layer:
 
 
 def split(layer: Layer) -> Layer:
-    """The same layer with each head as two of half its dimension: equal kernels, every other singular direction.
+    """Split each head into two of half its dimension with equal kernels and alternating singular directions.
 
-    So at a fixed size H d the best error never rises with the number of heads: 2 H heads of d / 2 can be what H heads
-    of d are. It holds where kernels come from positions alone and cost no dimensions. With an odd d the weakest
+    Hence at a fixed size H d the best error never increases with the number of heads: 2 H heads of d / 2 can represent
+    H heads of d. This holds if kernels depend only on positions and use no dimensions. For odd d the weakest
     direction of each head is lost.
 
     >>> whole = Layer(np.ones((1, 1)), np.eye(4)[None], np.eye(4)[None])
@@ -75,7 +75,7 @@ def split(layer: Layer) -> Layer:
 
 
 def lag_weights(context: int, tokens: int) -> Array:
-    """w_s: the share of ``tokens`` tokens that have one s before them, for s < context.
+    """w_s: the fraction of ``tokens`` tokens with a token s positions before them, for s < context.
 
     >>> lag_weights(4, 4).tolist()
     [1.0, 0.75, 0.5, 0.25]
@@ -85,13 +85,13 @@ def lag_weights(context: int, tokens: int) -> Array:
 
 def targets_of(lags: list[int], content: Array, context: int) -> Array:
     """A_s for s < context: ``content`` at the ``lags``, 0 elsewhere."""
-    found = np.zeros((context, *content.shape[1:]))
-    found[lags] = content
-    return found
+    targets = np.zeros((context, *content.shape[1:]))
+    targets[lags] = content
+    return targets
 
 
 def error(layer: Layer, targets: Array, weights: Array) -> float:
-    """The root mean square error over the targets' own: 1 for a layer that answers 0.
+    """The root mean square error relative to the RMS of the targets: 1 for a layer that outputs 0.
 
     >>> spike = Layer(np.array([[1.0, 0.0]]), np.array([[[2.0]]]), np.array([[[0.5]]]))
     >>> error(spike, np.array([[[1.0]], [[1.0]]]), np.ones(2)) ** 2  # lag 0 is hit, lag 1 is missed
@@ -111,8 +111,8 @@ def _loss(layer: Layer, targets: Array, weights: Array) -> float:
 
 
 def best_readout(layer: Layer, targets: Array, weights: Array, rounds: int = 100, worth: float = 1e-7) -> Layer:
-    """The kernels with better outputs and values: alternating least squares, ``rounds`` times or until a round gains
-    less than ``worth`` of the error.
+    """Improve outputs and values for fixed kernels by alternating least squares, for ``rounds`` rounds or until a
+    round reduces the loss by less than the fraction ``worth``.
 
     >>> flat = Layer(np.array([[1.0, 0.0], [0.0, 1.0]]), np.ones((2, 1, 1)), np.ones((2, 1, 1)))
     >>> found = best_readout(flat, np.array([[[3.0]], [[-4.0]]]), np.ones(2))
@@ -125,7 +125,7 @@ def best_readout(layer: Layer, targets: Array, weights: Array, rounds: int = 100
     for _ in range(rounds):
         outputs = _solved(shared, best.values, aims).transpose(0, 2, 1)
         values = _solved(shared, outputs.transpose(0, 2, 1), aims.transpose(0, 2, 1))
-        # One of the two factors at a unit scale: their product alone counts.
+        # Normalise one of the two factors: only their product matters.
         scale = np.maximum(np.linalg.norm(values, axis=(1, 2), keepdims=True), 1e-300)
         tried = Layer(layer.kernels, outputs * scale, values / scale)
         reached = _loss(tried, targets, weights)
@@ -142,20 +142,20 @@ def _solved(shared: Array, values: Array, aims: Array) -> Array:
     heads, dim, width = values.shape
     gram = np.einsum("gh,gik,hjk->gihj", shared, values, values, optimize=True).reshape(heads * dim, heads * dim)
     gram += np.eye(len(gram)) * (_RIDGE * np.trace(gram) / len(gram) + 1e-300)
-    wanted = (values @ aims.transpose(0, 2, 1)).reshape(heads * dim, width)
-    outputs: Array = np.linalg.lstsq(gram, wanted, rcond=1e-14)[0].reshape(heads, dim, width)
+    right_side = (values @ aims.transpose(0, 2, 1)).reshape(heads * dim, width)
+    outputs: Array = np.linalg.lstsq(gram, right_side, rcond=1e-14)[0].reshape(heads, dim, width)
     return outputs
 
 
 def best_layer(
-    scheme: Scheme, given: Array, layer: Layer, targets: Array, weights: Array, iterations: int = 1000
+    scheme: Scheme, start_numbers: Array, layer: Layer, targets: Array, weights: Array, iterations: int = 1000
 ) -> tuple[Array, Layer]:
-    """The best layer that is found downhill from ``layer``, whose kernels are those of the numbers ``given`` (H, P).
+    """A local minimum from ``layer``, whose kernels have the parameters ``start_numbers`` (H, P).
 
-    Kernels' numbers, outputs and values together, L-BFGS-B for ``iterations`` steps, then the best readout. Slopes
-    stay in [0, 1]; other schemes' numbers are free, without the budget on logits.
+    Kernel parameters, outputs and values are optimised jointly with L-BFGS-B for ``iterations`` steps, followed by the
+    best readout. Slopes stay in [0, 1]; parameters of other schemes are unconstrained, without the logit budget.
     """
-    shapes = [given.shape, layer.outputs.shape, layer.values.shape]
+    shapes = [start_numbers.shape, layer.outputs.shape, layer.values.shape]
     cuts = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
 
     def parts(flat: Array) -> list[Array]:
@@ -176,10 +176,10 @@ def best_layer(
         value = float(weights @ (misses**2).sum(axis=(1, 2)))
         return value, np.concatenate([part.ravel() for part in slope])
 
-    start = np.concatenate([given.ravel(), layer.outputs.ravel(), layer.values.ravel()])
+    start = np.concatenate([start_numbers.ravel(), layer.outputs.ravel(), layer.values.ravel()])
     bounds: list[tuple[float | None, float | None]] = [(None, None)] * len(start)
     if isinstance(scheme, Linear):
-        bounds[: given.size] = [(0.0, 1.0)] * given.size
+        bounds[: start_numbers.size] = [(0.0, 1.0)] * start_numbers.size
     solved = minimize(
         loss,
         np.clip(start, [-np.inf if low is None else low for low, _ in bounds], None),

@@ -1,15 +1,16 @@
-"""Kernels of softmax schemes, improved by Newton's method on a smoothed error.
+"""Optimisation of softmax kernels by Newton's method on a smoothed error.
 
-With numbers g, coefficients c, residuals r = sum_h c_h a_h - spike and a smoothing mu that goes to 0,
+With parameters g, coefficients c, residuals r = sum_h c_h a_h - spike and a smoothing mu that goes to 0,
 
     sum_s (r_s^2 + mu^2)^(1/2) + mu barrier(g) - mu log(C - sum_h (c_h^2 + mu^2)^(1/2))
 
-is smooth. Two things make Newton's method converge on it where first-order methods and linear programmes stall (the
-slow rotary frequencies make it badly conditioned):
+is smooth. Two techniques make Newton's method converge where first-order methods and linear programmes stall (the
+slow rotary frequencies make the problem ill-conditioned):
 
-- The square roots' curvature (1 - w r / d) / d takes its own multipliers w in place of r / d, d = (r^2 + mu^2)^(1/2)
-  (the primal-dual form of Andersen, Christiansen, Conn and Overton 2000, SIAM J. Sci. Comput. 22).
-- Directions of negative curvature are taken with its absolute value, damped until the error falls as promised.
+- The curvature (1 - w r / d) / d of the square roots uses separate multipliers w in place of r / d, with
+  d = (r^2 + mu^2)^(1/2) (the primal-dual form of Andersen, Christiansen, Conn and Overton 2000, SIAM J. Sci.
+  Comput. 22).
+- Negative curvature is replaced by its absolute value, with damping until the error decreases as predicted.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ from headcount.lags.kernels import LIMIT, Fit, best_coefficients, spike
 from headcount.lags.schemes import Array, Softmax
 
 COARSE = 10.0 ** -np.arange(1.0, 3.1, 0.5)
-"""The smoothings of a first look."""
+"""The smoothings of a coarse optimisation."""
 LATE = COARSE[2:]
-"""Those of a look that starts late: with larger ones no kernel at all is best where few heads gain little."""
+"""Smoothings for a late start: with larger ones, if few heads gain little, zero coefficients are optimal."""
 FINE = 10.0 ** -np.arange(3.5, 7.1, 0.5)
-"""Those that end it: of 64 residuals and a barrier a head, at most 1e-5 is left, of which the programme takes most."""
+"""The final smoothings: with 64 residuals and one barrier per head they leave at most 1e-5, mostly removed by the
+linear programme."""
 _STEPS, _WORTH, _STIFFEST = 60, 1e-3, 1e12
 _FLATTEST = 1e-10
 _ROUNDING = 10.0
-"""The barrier's rounding of norms, in smoothings: about how far from their limit norms stay."""
+"""Smoothing of norms in the barrier, in units of mu: roughly the distance of norms from their limit."""
 
 
 @dataclass(frozen=True)
 class _Point:
-    """The smoothed error at one point, and what its derivatives need."""
+    """The smoothed error at one point, with intermediate results for its derivatives."""
 
     value: float
     kernels: Array
@@ -49,7 +51,7 @@ class _Point:
 
 
 class Smooth:
-    """The smoothed error of ``heads`` kernels for one lag; a point is all numbers, then all coefficients."""
+    """The smoothed error of ``heads`` kernels for one lag; a point is all parameters followed by all coefficients."""
 
     def __init__(self, scheme: Softmax, heads: int, lag: int, limit: float) -> None:
         self.scheme, self.heads, self.limit = scheme, heads, limit
@@ -57,14 +59,14 @@ class Smooth:
         self.split = heads * self.features.shape[1]
 
     def at(self, point: Array, mu: float) -> _Point | None:
-        """The smoothed error at a point; ``None`` outside of the limits."""
-        given, coefficients = point[: self.split].reshape(self.heads, -1), point[self.split :]
+        """The smoothed error at a point; ``None`` outside the limits."""
+        numbers, coefficients = point[: self.split].reshape(self.heads, -1), point[self.split :]
         sizes = np.sqrt(coefficients**2 + mu**2)
         left = self.limit - float(sizes.sum())
-        wall, slopes, curvature = self.scheme.barrier(given, _ROUNDING * mu)
+        wall, slopes, curvature = self.scheme.barrier(numbers, _ROUNDING * mu)
         if left <= 0 or not np.isfinite(wall):
             return None
-        logits = given @ self.features.T
+        logits = numbers @ self.features.T
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         kernels = powers / powers.sum(axis=1, keepdims=True)
         residuals = coefficients @ kernels - self.spike
@@ -72,49 +74,49 @@ class Smooth:
         value = float(rounded.sum()) + mu * (wall - np.log(left))
         return _Point(value, kernels, residuals, rounded, sizes, left, slopes, curvature)
 
-    def model(self, point: Array, own: _Point, mu: float, multipliers: Array) -> tuple[Array, Array, Array, Array]:
-        """Gradient and Hessian, the residuals' Jacobian, and the curvature of their square roots."""
+    def model(self, point: Array, current: _Point, mu: float, multipliers: Array) -> tuple[Array, Array, Array, Array]:
+        """Gradient and Hessian, the Jacobian of the residuals, and the curvature of their square roots."""
         coefficients = point[self.split :]
         width, lags = self.features.shape[1], len(self.spike)
-        signs = own.residuals / own.rounded
-        bent = (1 - multipliers * signs) / own.rounded
-        apart = self.features[None] - (own.kernels @ self.features)[:, None]
-        turned = own.kernels[:, :, None] * apart
+        signs = current.residuals / current.rounded
+        bent = (1 - multipliers * signs) / current.rounded
+        apart = self.features[None] - (current.kernels @ self.features)[:, None]
+        turned = current.kernels[:, :, None] * apart
         jacobian = np.hstack(
-            [(coefficients[:, None, None] * turned).transpose(1, 0, 2).reshape(lags, self.split), own.kernels.T]
+            [(coefficients[:, None, None] * turned).transpose(1, 0, 2).reshape(lags, self.split), current.kernels.T]
         )
-        shares = coefficients / own.sizes
+        shares = coefficients / current.sizes
         gradient = jacobian.T @ signs
-        gradient[: self.split] += mu * own.slopes.ravel()
-        gradient[self.split :] += mu * shares / own.left
+        gradient[: self.split] += mu * current.slopes.ravel()
+        gradient[self.split :] += mu * shares / current.left
         hessian = jacobian.T @ (bent[:, None] * jacobian)
         for head in range(self.heads):
             rows, at = slice(head * width, (head + 1) * width), self.split + head
-            uneven = own.kernels[head] * (signs - own.kernels[head] @ signs)
+            uneven = current.kernels[head] * (signs - current.kernels[head] @ signs)
             hessian[rows, rows] += coefficients[head] * (apart[head].T @ (uneven[:, None] * apart[head]))
-            hessian[rows, rows] += mu * own.curvature[head]
+            hessian[rows, rows] += mu * current.curvature[head]
             mixed = turned[head].T @ signs
             hessian[rows, at] += mixed
             hessian[at, rows] += mixed
         tail = slice(self.split, None)
-        hessian[tail, tail] += mu / own.left**2 * np.outer(shares, shares)
-        hessian[tail, tail] += mu / own.left * np.diag(mu**2 / own.sizes**3)
+        hessian[tail, tail] += mu / current.left**2 * np.outer(shares, shares)
+        hessian[tail, tail] += mu / current.left * np.diag(mu**2 / current.sizes**3)
         return gradient, hessian, jacobian, bent
 
 
 def settle(
-    scheme: Softmax, given: Array, coefficients: Array, lag: int, limit: float = LIMIT, smoothings: Array = COARSE
+    scheme: Softmax, numbers: Array, coefficients: Array, lag: int, limit: float = LIMIT, smoothings: Array = COARSE
 ) -> tuple[Array, Array]:
-    """Follow the minimum over ``smoothings`` from a point inside the limits: numbers and coefficients."""
-    smooth = Smooth(scheme, len(given), lag, limit)
-    point = np.concatenate([given.ravel(), coefficients])
+    """Follow the minimum over ``smoothings`` from a feasible point; returns parameters and coefficients."""
+    smooth = Smooth(scheme, len(numbers), lag, limit)
+    point = np.concatenate([numbers.ravel(), coefficients])
     multipliers, damping = np.zeros(scheme.context), 1e-2
     for mu in smoothings:
-        own = smooth.at(point, mu)
-        if own is None:
+        current = smooth.at(point, mu)
+        if current is None:
             raise ValueError("the start is not inside the limits")
         for _ in range(_STEPS):
-            gradient, hessian, jacobian, bent = smooth.model(point, own, mu, multipliers)
+            gradient, hessian, jacobian, bent = smooth.model(point, current, mu, multipliers)
             values, basis = _eigen(hessian)
             values, along = np.maximum(np.abs(values), _FLATTEST), basis.T @ gradient
             while damping < _STIFFEST:
@@ -125,22 +127,22 @@ def settle(
                     break
                 moved = basis @ step
                 tried = smooth.at(point + moved, mu)
-                gain = -np.inf if tried is None else (own.value - tried.value) / promised
+                gain = -np.inf if tried is None else (current.value - tried.value) / promised
                 if tried is not None and gain > 0.1:
-                    signs = own.residuals / own.rounded
+                    signs = current.residuals / current.rounded
                     multipliers = np.clip(signs + bent * (jacobian @ moved), -0.99999, 0.99999)
-                    point, own = point + moved, tried
+                    point, current = point + moved, tried
                     damping = damping / 6 if gain > 0.7 else damping
                     break
                 damping *= 4
             if damping >= _STIFFEST:
                 break
         damping = min(damping, 1e-2) if damping < _STIFFEST else 1e-6
-    return point[: smooth.split].reshape(len(given), -1), point[smooth.split :]
+    return point[: smooth.split].reshape(len(numbers), -1), point[smooth.split :]
 
 
 def _eigen(hessian: Array) -> tuple[Array, Array]:
-    """Eigenvalues and eigenvectors; by QR where LAPACK's divide and conquer (numpy's only choice) does not converge."""
+    """Eigenvalues and eigenvectors; by QR if LAPACK's divide and conquer (the method of numpy) does not converge."""
     try:
         values, basis = np.linalg.eigh(hessian)
     except np.linalg.LinAlgError:
@@ -149,10 +151,10 @@ def _eigen(hessian: Array) -> tuple[Array, Array]:
 
 
 def best_single(scheme: Softmax, lag: int) -> Array:
-    """The numbers (P,) of the one kernel that puts most weight on the lag: a convex problem.
+    """The parameters (P,) of the kernel with the most weight on the lag: a convex problem.
 
-    (1 - a) / a = sum_{s != lag} e^(l_s - l_lag) is the error of one head where it is below 1 (``floor.rotary_floor``).
-    Its logarithm is convex in the numbers and is minimised with a barrier whose weight goes to 0.
+    (1 - a) / a = sum_{s != lag} e^(l_s - l_lag) is the error of one head if it is below 1 (``floor.rotary_floor``).
+    Its logarithm is convex in the parameters and is minimised with a barrier whose weight decreases to 0.
     """
     apart = np.delete(scheme.features, lag, axis=0) - scheme.features[lag]
     point = np.zeros(scheme.width)
@@ -184,6 +186,6 @@ def best_single(scheme: Softmax, lag: int) -> Array:
     return point
 
 
-def finish(scheme: Softmax, given: Array, lag: int, limit: float = LIMIT) -> Fit:
-    """The exact error of numbers, put inside the limits, with their best coefficients."""
-    return best_coefficients(scheme, scheme.inside(given), lag, limit)
+def finish(scheme: Softmax, numbers: Array, lag: int, limit: float = LIMIT) -> Fit:
+    """The exact fit for feasible parameters obtained from ``numbers``, with the best coefficients."""
+    return best_coefficients(scheme, scheme.inside(numbers), lag, limit)

@@ -1,15 +1,15 @@
-"""The search for the kernels of E_pos: for 1, 2, ... heads the best fit found.
+"""Search for the kernels of E_pos: the best fit found for each number of heads 1, 2, ...
 
-What is found is an upper bound; ``floor`` has lower ones. Every number of heads has several starts:
+The results are upper bounds; ``floor`` has lower bounds. Each number of heads has several starting points:
 
 - linear biases: the optimal mixture of all slopes, whose nearest slopes are merged one by one; slopes 0, eps, 2 eps,
-  ... (which make the spike without a limit); and the fit of one head less with the kernel that its multipliers ask for
-  most;
-- softmax schemes: that last one, random ones, for one rotary head the optimum (a convex problem), and fits that the
-  caller knows, such as those of a smaller rotary dimension. All take a first look, random ones from two smoothings on;
-  the best are followed to their minima.
+  ... (which give the exact spike without a limit); and the fit with one head fewer, extended by the kernel with the
+  largest reduced cost;
+- softmax schemes: the same extended fit, random points, for one rotary head the optimum (a convex problem), and fits
+  supplied by the caller, such as those of a smaller rotary dimension. All points get a coarse optimisation, alternately
+  from the first or a later smoothing on; the best are then optimised fully.
 
-A fit that is not better than the one before is replaced by it, so errors never rise.
+A fit that is not better than the previous one is replaced by it, so errors never increase.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from headcount.lags.newton import COARSE, FINE, LATE, best_single, finish, settl
 from headcount.lags.schemes import Array, Linear, Rope, Scheme, Softmax
 
 RESOLUTION = 1e-6
-"""Errors this near to the floor are at it."""
+"""Errors within this distance of the floor count as equal to it."""
 _WORTH = 1e-8
 _HIT = 30.0
 _SPREADS = (0.02, 0.04, 0.07, 0.1, 0.14)
 _INSIDE, _LEAST = 0.8, 1e-2
 _FOLLOWED = 2
-"""First looks that are followed to their minima."""
+"""Number of coarse solutions that are optimised fully."""
 
 
 def search(
@@ -46,21 +46,21 @@ def search(
     known: Mapping[int, Sequence[Array]] | None = None,
     enough: float = RESOLUTION,
 ) -> list[Fit]:
-    """The best fits found for 1, 2, ... heads: a list that ends where more heads cannot help.
+    """The best fits found for 1, 2, ... heads; the list ends when more heads cannot help.
 
     Args:
         scheme: a family of kernels.
-        lag: the lag to single out.
-        heads: numbers of heads up to this.
+        lag: the lag to select.
+        heads: maximum number of heads.
         limit: C.
-        seed: of the random starts.
-        restarts: random starts of each number of heads.
-        known: softmax schemes: for numbers of heads, numbers (H, P) of good kernels. The fit of H heads is at least as
+        seed: seed of the random starting points.
+        restarts: random starting points per number of heads.
+        known: softmax schemes: parameters (H, P) of good kernels by number of heads. The fit of H heads is at least as
             good as each of them.
-        enough: softmax schemes: the error at which more heads are not tried.
+        enough: softmax schemes: the error at which the search stops adding heads.
 
     Raises:
-        HeadcountError: a lag outside of the context.
+        HeadcountError: if the lag is outside the context.
     """
     check_lag(scheme, lag)
     generator = numpy_generator(seed, "allocation", type(scheme).__name__, lag)
@@ -71,15 +71,15 @@ def search(
     raise HeadcountError(f"{type(scheme).__name__} has no search", fix="use a linear or a softmax scheme")
 
 
-def _kept(fits: list[Fit], tried: list[Fit]) -> Fit:
+def _best_fit(fits: list[Fit], tried: list[Fit]) -> Fit:
     best = min(tried, key=lambda fit: fit.error)
     return fits[-1] if fits and best.error > fits[-1].error - _WORTH else best
 
 
 def _grown(scheme: Scheme, fit: Fit, pool: Array) -> Array:
-    """A fit's numbers with the kernel of ``pool`` that its multipliers ask for most."""
-    wanted = pool[np.abs(scheme.kernels(pool) @ fit.multipliers).argmax()]
-    return np.vstack([fit.given, wanted])
+    """The parameters of a fit, extended by the kernel of ``pool`` with the largest reduced cost."""
+    best_numbers = pool[np.abs(scheme.kernels(pool) @ fit.multipliers).argmax()]
+    return np.vstack([fit.given, best_numbers])
 
 
 def _search_linear(scheme: Linear, lag: int, heads: int, limit: float, generator: np.random.Generator) -> list[Fit]:
@@ -96,26 +96,29 @@ def _search_linear(scheme: Linear, lag: int, heads: int, limit: float, generator
             tried += [polish(scheme, grown, lag, limit)]
         if not tried:
             tried = [best_coefficients(scheme, scheme.random(generator, 1, lag), lag, limit)]
-        fits.append(_kept(fits, tried))
+        fits.append(_best_fit(fits, tried))
         if fits[-1].error <= bottom.error + RESOLUTION:
             break
     return fits
 
 
-def _merged(scheme: Linear, given: Array, lag: int, limit: float) -> dict[int, Fit]:
-    """Fits of fewer and fewer slopes: of all neighbours the pair whose merging costs least becomes one slope."""
+def _merged(scheme: Linear, numbers: Array, lag: int, limit: float) -> dict[int, Fit]:
+    """Fits with successively fewer slopes: at each step, the adjacent pair that is cheapest to merge is merged."""
     fits: dict[int, Fit] = {}
-    given = np.sort(given, axis=0)
-    while len(given):
-        fit = polish(scheme, given, lag, limit)
+    numbers = np.sort(numbers, axis=0)
+    while len(numbers):
+        fit = polish(scheme, numbers, lag, limit)
         if fit.error >= 1.0 - RESOLUTION:
-            fit = descend(scheme, given, lag, limit)
-        fits[len(given)] = fit
-        given = np.sort(fit.given, axis=0)
-        tried = [np.vstack([given[:i], (given[i] + given[i + 1]) / 2, given[i + 2 :]]) for i in range(len(given) - 1)]
+            fit = descend(scheme, numbers, lag, limit)
+        fits[len(numbers)] = fit
+        numbers = np.sort(fit.given, axis=0)
+        tried = [
+            np.vstack([numbers[:i], (numbers[i] + numbers[i + 1]) / 2, numbers[i + 2 :]])
+            for i in range(len(numbers) - 1)
+        ]
         if not tried:
             break
-        given = min(tried, key=lambda one: best_coefficients(scheme, one, lag, limit, _HIT).error)
+        numbers = min(tried, key=lambda one: best_coefficients(scheme, one, lag, limit, _HIT).error)
     return fits
 
 
@@ -144,17 +147,17 @@ def _search_softmax(
         ended = [settle(scheme, *look, lag, limit, FINE)[0] for look in looks[:_FOLLOWED]]
         if count == 1:
             ended += starts
-        fits.append(_kept(fits, [finish(scheme, end, lag, limit) for end in [*ended, *known.get(count, ())]]))
+        fits.append(_best_fit(fits, [finish(scheme, end, lag, limit) for end in [*ended, *known.get(count, ())]]))
         if fits[-1].error <= enough:
             break
     return fits
 
 
-def embedded(given: Array, part: Rope, whole: Rope) -> Array:
-    """Numbers (H, P) of kernels of a rotary dimension as those of a multiple of it; the other pairs are 0.
+def embedded(numbers: Array, part: Rope, whole: Rope) -> Array:
+    """Embed parameters (H, P) of a rotary dimension in a multiple of that dimension; the other pairs are 0.
 
-    theta_i = base^(-2i/d): pair i of d dimensions is pair k i of k d. The same kernels, but for pairs that ``whole``
-    leaves out.
+    theta_i = base^(-2i/d): pair i of d dimensions is pair k i of k d. The kernels are unchanged except for pairs that
+    ``whole`` omits.
 
     >>> embedded(np.array([[1.0, 2.0, 3.0, 4.0]]), Rope(dim=4), Rope(dim=8)).tolist()
     [[1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 4.0, 0.0]]
@@ -166,15 +169,15 @@ def embedded(given: Array, part: Rope, whole: Rope) -> Array:
         )
     places = times * np.arange(part.width // 2)
     inside = places < whole.width // 2
-    found = np.zeros((len(given), 2, whole.width // 2))
-    found[:, :, places[inside]] = given.reshape(len(given), 2, -1)[:, :, inside]
-    return found.reshape(len(given), -1)
+    padded = np.zeros((len(numbers), 2, whole.width // 2))
+    padded[:, :, places[inside]] = numbers.reshape(len(numbers), 2, -1)[:, :, inside]
+    return padded.reshape(len(numbers), -1)
 
 
-def _start(scheme: Softmax, given: Array, lag: int, limit: float) -> tuple[Array, Array]:
-    """Numbers and coefficients well inside the limits, no coefficient at 0, where its head would have no slope."""
-    given = scheme.inside(given) * _INSIDE
-    coefficients = best_coefficients(scheme, given, lag, limit, _HIT).coefficients
+def _start(scheme: Softmax, numbers: Array, lag: int, limit: float) -> tuple[Array, Array]:
+    """Parameters and coefficients well inside the limits; no coefficient is 0, where its head has no gradient."""
+    numbers = scheme.inside(numbers) * _INSIDE
+    coefficients = best_coefficients(scheme, numbers, lag, limit, _HIT).coefficients
     idle = np.abs(coefficients) < _LEAST / 10
     coefficients[idle] = _LEAST * (-1.0) ** np.flatnonzero(idle)
-    return given, coefficients * min(1.0, limit / 2 / np.abs(coefficients).sum())
+    return numbers, coefficients * min(1.0, limit / 2 / np.abs(coefficients).sum())

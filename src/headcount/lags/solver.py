@@ -1,18 +1,18 @@
-"""The exact split of a budget over lags: how many heads of which dimension each lag gets.
+"""Exact allocation of a budget over lags: the number and dimension of heads for each lag.
 
 A layer must extract y_t = sum_k A_k x_{t - tau_k} from white noise x. Lag k gets a group of H_k heads of value
 dimension d_k, and with singular values sigma_k1 >= sigma_k2 >= ... of A_k the root-mean-square error is at most
 
     sum_k  ||A_k||_F E_pos(H_k, d_k, tau_k) + (sum_{i > d_k} sigma_ki^2)^(1/2)    subject to  sum_k H_k d_k <= budget:
 
-the best A_k' of rank d_k leaves the tail, and carrying it with a mixture of kernels in place of the spike at tau_k
-costs at most ||A_k'||_F <= ||A_k||_F for each unit of the mixture's error (Yu et al. 2025, arXiv 2510.03784, section
-3, with E_pos computed). Queries and keys of a head have the dimension of its values, so E_pos of kernels that depend on
-the dimension (rotary ones) is that of the head's own dimension; other schemes have one E_pos for all d. H_k and d_k are
-chosen jointly. The terms of different lags share nothing but the budget, so the minimum is found exactly by a dynamic
-programme over the budget, in O(lags * budget * options).
+the best A_k' of rank d_k leaves the tail, and using a mixture of kernels instead of the spike at tau_k
+costs at most ||A_k'||_F <= ||A_k||_F per unit of mixture error (Yu et al. 2025, arXiv 2510.03784, section
+3, with E_pos computed). Queries and keys of a head have the same dimension as its values, so E_pos of kernels that
+depend on the dimension (rotary ones) is evaluated at the dimension of the head; other schemes have one E_pos for all d.
+H_k and d_k are chosen jointly. The terms of different lags are coupled only by the budget, so dynamic programming over
+the budget finds the exact minimum, in O(lags * budget * options).
 
-The best *uniform* layer has H heads of one dimension d with H d <= budget, dealt out to the lags as well as can be.
+The best *uniform* layer has H heads of the same dimension d with H d <= budget, distributed optimally over the lags.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Heads of one dimension: how many in all, how many of them each lag gets, and the error."""
+    """Heads of one dimension: the total number, the number for each lag, and the error."""
 
     heads: int
     dim: int
@@ -59,12 +59,12 @@ class Allocation:
     curve: tuple[Uniform, ...]
 
     def as_json(self) -> JsonObject:
-        """What ``headcount allocate --json`` prints of it."""
+        """The fields printed by ``headcount allocate --json``."""
         return {
-            "groups": [{"lag": own.lag, "heads": own.heads, "dim": own.dim} for own in self.groups],
+            "groups": [{"lag": group.lag, "heads": group.heads, "dim": group.dim} for group in self.groups],
             "error": self.error,
             "uniform": {"heads": self.uniform.heads, "dim": self.uniform.dim, "error": self.uniform.error},
-            "curve": [{"heads": own.heads, "dim": own.dim, "error": own.error} for own in self.curve],
+            "curve": [{"heads": uniform.heads, "dim": uniform.dim, "error": uniform.error} for uniform in self.curve],
         }
 
 
@@ -85,26 +85,27 @@ def allocate(
     position: Sequence[Sequence[float] | Array] | Array,
     spectra: Sequence[Sequence[float]],
 ) -> Allocation:
-    """The best groups under a budget, and the best uniform layer beside them.
+    """The best groups under a budget, and the best uniform layer for comparison.
 
     Args:
         lags: distinct, not negative.
         budget: sum of heads times dimension over the groups, at most.
         position: for each lag E_pos for 1, 2, ... heads, (H,); or (H, D), column d - 1 for heads of dimension d, not
-            rising with d. No group has more than H heads. Dimensions beyond D have the errors of D.
-        spectra: for each lag the singular values of A_k, descending. No group has a dimension beyond them and beyond D.
+            increasing with d. No group has more than H heads. Dimensions above D have the errors of D.
+        spectra: for each lag the singular values of A_k, descending. Group dimensions are at most the larger of
+            their number and D.
 
-    Of equal errors the one that spends less is chosen, and then the one with fewer heads.
+    Ties in the error are broken by lower cost, then by fewer heads.
 
     Raises:
-        HeadcountError: lags that repeat or are negative, a budget below one number a lag, spectra that do not descend,
-            position errors that rise with the dimension.
+        HeadcountError: for repeated or negative lags, a budget below one number per lag, spectra that are not
+            descending, or position errors that increase with the dimension.
 
     >>> found = allocate([1, 2], 6, [[0.5, 0.0], [1.0, 0.0]], [[1.0], [3.0, 2.0]])
     >>> found.groups, round(found.error, 6)
     ((Group(lag=1, heads=2, dim=1), Group(lag=2, heads=2, dim=2)), 0.0)
 
-    Kernels that need two dimensions: one dimension more than the content has rank pays for position.
+    With kernels that need two dimensions, a dimension above the rank of the content can reduce the position error.
 
     >>> allocate([1], 4, [[[0.9, 0.1, 0.1]]], [[1.0]]).groups
     (Group(lag=1, heads=1, dim=2),)
@@ -117,19 +118,19 @@ def allocate(
     chosen = _best_groups(budget, errors, rests)
     groups = tuple(Group(int(lag), heads, dim) for lag, (heads, dim) in zip(lags, chosen, strict=True))
     curve = _curve(budget, errors, rests)
-    uniform = min(curve, key=lambda own: (own.error, own.heads * own.dim, own.heads))
+    uniform = min(curve, key=lambda candidate: (candidate.error, candidate.heads * candidate.dim, candidate.heads))
     return Allocation(groups, group_error(groups, errors, rests), uniform, curve)
 
 
 def group_error(groups: Sequence[Group], errors: Sequence[Array], rests: Sequence[Array]) -> float:
     """The error of groups: sum_k ||A_k||_F E_pos(H_k, d_k, tau_k) + tail_{d_k}(A_k); ``errors`` as in ``allocate``."""
     parts = zip(groups, errors, rests, strict=True)
-    return float(sum(rest[0] * _at(row, own) + rest[min(own.dim, rest.size - 1)] for own, row, rest in parts))
+    return float(sum(rest[0] * _at(row, group) + rest[min(group.dim, rest.size - 1)] for group, row, rest in parts))
 
 
 def _at(row: Array, group: Group) -> float:
-    own = np.asarray(row, dtype=np.float64)[group.heads - 1]
-    return float(own if own.ndim == 0 else own[min(group.dim, own.size) - 1])
+    error = np.asarray(row, dtype=np.float64)[group.heads - 1]
+    return float(error if error.ndim == 0 else error[min(group.dim, error.size) - 1])
 
 
 def _by_dim(row: Sequence[float] | Array, rank: int) -> Array:
@@ -141,7 +142,7 @@ def _by_dim(row: Sequence[float] | Array, rank: int) -> Array:
 
 
 def check_lags(lags: Sequence[int]) -> None:
-    """Refuse lags that repeat or look ahead."""
+    """Raise if lags repeat or are negative."""
     if not lags:
         raise HeadcountError("no lags are given", fix="name at least one")
     for lag in lags:
@@ -153,7 +154,7 @@ def check_lags(lags: Sequence[int]) -> None:
 
 
 def check_budget(lags: Sequence[int], budget: int) -> None:
-    """Refuse a budget that has not one number for each lag."""
+    """Raise if the budget is less than one number per lag."""
     if budget < len(lags):
         raise HeadcountError(
             f"a budget of {budget} is too small for {len(lags)} lags",
@@ -168,8 +169,14 @@ def _check(lags: Sequence[int], position: Sequence[Any] | Array, spectra: Sequen
             fix="give one of each for every lag",
         )
     for lag, row, spectrum in zip(lags, position, spectra, strict=True):
-        own = np.asarray(spectrum, dtype=np.float64)
-        if own.ndim != 1 or own.size == 0 or not np.isfinite(own).all() or own[-1] < 0 or (np.diff(own) > 0).any():
+        values = np.asarray(spectrum, dtype=np.float64)
+        if (
+            values.ndim != 1
+            or values.size == 0
+            or not np.isfinite(values).all()
+            or values[-1] < 0
+            or (np.diff(values) > 0).any()
+        ):
             raise HeadcountError(
                 f"the spectrum of lag {lag} does not descend to 0 or more",
                 fix="give its singular values, largest first",
@@ -189,17 +196,17 @@ def _best_groups(budget: int, errors: Sequence[Array], rests: Sequence[Array]) -
     best = np.zeros(budget + 1)
     picked = []
     for row, rest in zip(errors, rests, strict=True):
-        costs, heads, own = _options(budget, row, rest)
+        costs, heads, lag_errors = _options(budget, row, rest)
         grown = np.full(budget + 1, np.inf)
         pick = np.zeros(budget + 1, dtype=np.int64)
-        for index, cost in enumerate(costs):  # cheaper options first: of equal errors the cheaper stays
-            offered = best[: budget + 1 - cost] + own[index]
+        for index, cost in enumerate(costs):  # cheaper options first, so ties keep the cheaper option
+            offered = best[: budget + 1 - cost] + lag_errors[index]
             better = offered < grown[cost:]
             grown[cost:][better] = offered[better]
             pick[cost:][better] = index
         best = grown
         picked.append((pick, costs, heads))
-    left = int(np.argmin(best))  # the first, so the cheapest, of the least errors
+    left = int(np.argmin(best))  # the first minimum, so the cheapest
     groups = []
     for pick, costs, heads in reversed(picked):
         index = pick[left]
@@ -209,22 +216,22 @@ def _best_groups(budget: int, errors: Sequence[Array], rests: Sequence[Array]) -
 
 
 def _options(budget: int, row: Array, rest: Array) -> tuple[Array, Array, Array]:
-    """Costs H d (ascending), heads and errors of one lag; for each cost the best split, the fewest heads of equals."""
+    """Costs H d (ascending), heads and errors of one lag; per cost the best split with the fewest heads."""
     heads, dims = (part.ravel() for part in np.meshgrid(*(np.arange(1, size + 1) for size in row.shape), indexing="ij"))
-    costs, own = heads * dims, rest[0] * row.ravel() + rest[np.minimum(dims, rest.size - 1)]
-    order = np.lexsort((heads, own, costs))
+    costs, errors = heads * dims, rest[0] * row.ravel() + rest[np.minimum(dims, rest.size - 1)]
+    order = np.lexsort((heads, errors, costs))
     first = np.unique(costs[order], return_index=True)[1]
-    kept = order[first][costs[order][first] <= budget]
-    falls = np.minimum.accumulate(np.append(np.inf, own[kept]))[:-1] > own[kept]
-    kept = kept[falls]
-    return costs[kept], heads[kept], own[kept]
+    selected = order[first][costs[order][first] <= budget]
+    falls = np.minimum.accumulate(np.append(np.inf, errors[selected]))[:-1] > errors[selected]
+    selected = selected[falls]
+    return costs[selected], heads[selected], errors[selected]
 
 
 def _curve(budget: int, errors: Sequence[Array], rests: Sequence[Array]) -> tuple[Uniform, ...]:
-    """For each number of heads H, from one a lag up, heads of dimension floor(budget / H).
+    """For each number of heads H, from one per lag upwards, the best layer of dimension floor(budget / H).
 
-    Where several H have the same dimension all are listed. Heads that no lag can use are left idle. No smaller
-    dimension is better, as E_pos does not rise with it.
+    If several H have the same dimension, all are listed. Heads that no lag can use remain idle. A smaller
+    dimension is never better because E_pos does not increase with it.
     """
     lags, most = len(errors), max(row.shape[1] for row in errors)
     total = min(budget, sum(len(row) for row in errors))
@@ -242,7 +249,7 @@ def _curve(budget: int, errors: Sequence[Array], rests: Sequence[Array]) -> tupl
 
 
 def _deal(total: int, errors: Sequence[Array], norms: Sequence[float]) -> tuple[Array, Any]:
-    """The least sum of ||A_k|| E_pos(H_k, tau_k) with sum H_k <= h, for every h, and the H_k that give it."""
+    """The minimum of sum ||A_k|| E_pos(H_k, tau_k) with sum H_k <= h, for every h, and the H_k that attain it."""
     best = np.zeros(total + 1)
     picked = []
     for row, norm in zip(errors, norms, strict=True):
@@ -257,10 +264,10 @@ def _deal(total: int, errors: Sequence[Array], norms: Sequence[float]) -> tuple[
         picked.append(pick)
 
     def shares(heads: int) -> tuple[int, ...]:
-        left, found = heads, []
+        left, counts = heads, []
         for pick in reversed(picked):
-            found.append(int(pick[left]))
-            left -= found[-1]
-        return tuple(found[::-1])
+            counts.append(int(pick[left]))
+            left -= counts[-1]
+        return tuple(counts[::-1])
 
     return best, shares

@@ -1,4 +1,4 @@
-"""Content spectra: the singular values of what a lag carries."""
+"""Content spectra: the singular values of the content matrix of a lag."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ def random_spectra(lags: int, width: int, seed: int = 0) -> list[list[float]]:
     if width < 1:
         raise HeadcountError(f"a content width of {width} is not possible", fix="use 1 or more")
     generator = numpy_generator(seed, "allocation", "spectra")
-    found = []
+    spectra = []
     for _ in range(lags):
         values = np.linalg.svd(generator.normal(size=(width, width)), compute_uv=False)
-        found.append((values / np.sqrt((values**2).sum())).tolist())
-    return found
+        spectra.append((values / np.sqrt((values**2).sum())).tolist())
+    return spectra
 
 
 def read_spectra(path: Path, lags: int, layer: int = 0) -> list[list[float]]:
     """Singular values from a JSON file (a list for each lag), or from an audit folder (``audit_spectrum``)."""
     if path.is_dir():
         return [audit_spectrum(path, layer)] * lags
-    found = _json(path, "name a JSON file or an audit folder")
+    spectra = _json(path, "name a JSON file or an audit folder")
     try:
-        return [[float(value) for value in spectrum] for spectrum in found]
+        return [[float(value) for value in spectrum] for spectrum in spectra]
     except (ValueError, TypeError) as error:
         raise HeadcountError(f"{path} is no list of lists of numbers", fix="write it as [[2.0, 1.0], [3.0]]") from error
 
 
 def audit_spectrum(folder: Path, layer: int) -> list[float]:
-    """What the values of an audited layer carry, as if every lag carried the same: the square roots of their joint
-    energies (nats with the metric ``fisher``), scaled to Frobenius norm 1 as the random ones are.
+    """The value spectrum of an audited layer, assumed equal for every lag: the square roots of the joint energies
+    (nats with the metric ``fisher``), scaled to Frobenius norm 1 like the random spectra.
 
-    Only ``audit.json`` is read, and torch is not imported, so that a table and an audit make an allocation at once.
+    Only ``audit.json`` is read and torch is not imported, so an allocation from a table and an audit is immediate.
 
     Raises:
-        HeadcountError: a folder without an audit, an audit that does not fit the schema, a layer that it does not have.
+        HeadcountError: if there is no audit, it does not match the schema, or it does not contain the layer.
     """
     path = folder / RECORD
     if not path.is_file():
@@ -64,10 +64,10 @@ def audit_spectrum(folder: Path, layer: int) -> list[float]:
     return [float(value) for value in np.sqrt(energies / total)]
 
 
-def _json(path: Path, mend: str) -> Any:
+def _json(path: Path, fix: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise HeadcountError(f"cannot read {path}: {error.strerror}", fix=mend) from error
+        raise HeadcountError(f"cannot read {path}: {error.strerror}", fix=fix) from error
     except ValueError as error:
-        raise HeadcountError(f"{path} is no JSON", fix=mend) from error
+        raise HeadcountError(f"{path} is no JSON", fix=fix) from error

@@ -1,4 +1,4 @@
-"""Tables of E_pos(H, tau), for rotary heads E_pos(H, d, tau): one of each scheme is shipped, and
+"""Tables of E_pos(H, tau), or E_pos(H, d, tau) for rotary heads: one table per scheme is shipped, and
 ``headcount kernels --out`` writes others."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from headcount.lags.search import search
 Position = Literal["alibi", "t5", "rope", "learned"]
 POSITIONS: tuple[Position, ...] = ("alibi", "t5", "rope", "learned")
 HEADS, LAGS, CONTEXT, LOGITS = 32, 32, 64, 8.0
-"""What shipped tables reach: heads 1..32, lags 0..32 of 64, logits within [-8, 8] (ALiBi has no such limit)."""
+"""The range of the shipped tables: heads 1..32, lags 0..32 of 64, logits within [-8, 8] (ALiBi has no such limit)."""
 RANGE = 2 * LOGITS
 DIMS = (2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64, 128)
 """The rotary dimensions of the shipped table."""
@@ -32,8 +32,8 @@ SHIPPED = Path(__file__).parent / "data"
 
 
 class LagRow(BaseModel):
-    """One lag (of rotary heads: at one dimension), for 1, 2, ... heads as far as they help: errors, what is proved to
-    lie below them, and for ALiBi the x = exp(-slope) that reach them."""
+    """One lag (for rotary heads: at one dimension), for 1, 2, ... heads as long as they help: errors, proved lower
+    bounds, and for ALiBi the values x = exp(-slope) that attain the errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,19 +44,19 @@ class LagRow(BaseModel):
     kernels: list[list[float]] = []
 
     def reaching(self, heads: int) -> tuple[Array, Array]:
-        """Errors and lower bounds of 1..``heads`` heads; where the row ends, its last values go on."""
+        """Errors and lower bounds of 1..``heads`` heads; values beyond the row repeat its last entry."""
         return _extended(self.errors, heads), _extended(self.lower, heads)
 
 
 class Table(BaseModel):
-    """A table of E_pos, with all that computing it takes.
+    """A table of E_pos, with all settings of its computation.
 
-    **Dimensions.** A row of rotary heads holds for heads that rotate all of their d dimensions, theta_i = base^(-2i/d).
-    Unless d divides d', d dimensions have frequencies that d' do not have, so these errors need not fall with d. But a
-    head may rotate an even number of its dimensions and leave the others unrotated (``partial_rotary_factor`` of
-    GPT-NeoX and Phi), which add a constant to its logits. So E_pos of heads of dimension d is the least of the rows up
-    to d, which ``errors`` and ``by_dim`` return. Below the smallest dimension of the table it is 1, the error without
-    any head.
+    **Dimensions.** A row of rotary heads applies to heads that rotate all of their d dimensions,
+    theta_i = base^(-2i/d). Unless d divides d', d dimensions have frequencies that d' dimensions lack, so these errors
+    need not decrease in d. However, a head may rotate an even number of its dimensions and leave the others unrotated
+    (``partial_rotary_factor`` of GPT-NeoX and Phi), which add a constant to its logits. So E_pos of heads of dimension
+    d is the minimum of the rows up to d, which ``errors`` and ``by_dim`` return. Below the smallest dimension of the
+    table it is 1, the error without any head.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,11 +72,11 @@ class Table(BaseModel):
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The rotary dimensions, ascending; empty where kernels do not depend on the dimension."""
+        """The rotary dimensions, ascending; empty if kernels do not depend on the dimension."""
         return tuple(sorted({row.dim for row in self.rows if row.dim is not None}))
 
     def errors(self, lag: int, heads: int = HEADS, dim: int | None = None) -> Array:
-        """E_pos(1..heads, lag), of rotary heads at dimension ``dim``; where rows end, their last value goes on.
+        """E_pos(1..heads, lag), for rotary heads at dimension ``dim``; values beyond a row repeat its last entry.
 
         Raises:
             HeadcountError: a lag outside the table.
@@ -87,11 +87,11 @@ class Table(BaseModel):
         return self._least(lag, heads, dim)[0]
 
     def lower(self, lag: int, heads: int = HEADS, dim: int | None = None) -> Array:
-        """What is proved to lie below ``errors``: of rotary heads that all rotate one of the table's dimensions."""
+        """Proved lower bounds on ``errors``, for rotary heads that all rotate one of the table's dimensions."""
         return self._least(lag, heads, dim)[1]
 
     def by_dim(self, lag: int, heads: int = HEADS) -> Array:
-        """``errors`` as the solver takes them: (H,), or of rotary heads (H, D) for dimensions 1..D."""
+        """``errors`` in the form that the solver expects: (H,), or (H, D) for rotary heads of dimensions 1..D."""
         if not self.dims:
             return self.errors(lag, heads)
         columns = [np.ones(heads), *(self.errors(lag, heads, dim) for dim in self.dims)]
@@ -110,7 +110,7 @@ class Table(BaseModel):
         return least[0], least[1]
 
     def row(self, lag: int, dim: int | None = None) -> LagRow:
-        """The row of a lag; of rotary heads, those that rotate all of ``dim`` dimensions.
+        """The row of a lag; for rotary heads, that of heads that rotate all ``dim`` dimensions.
 
         Raises:
             HeadcountError: a lag or a dimension outside the table.
@@ -128,7 +128,7 @@ class Table(BaseModel):
 
 
 def _settings(position: str, limit: float, context: int, logit_budget: float | None) -> str:
-    """The options of the command line that are not its defaults, and ``--position``."""
+    """The command-line options that differ from the defaults, and ``--position``."""
     parts = [f"--position {position}"]
     if limit != LIMIT:
         parts.append(f"--limit {limit:g}")
@@ -146,10 +146,10 @@ def _extended(values: list[float], heads: int) -> Array:
 def scheme_of(
     position: str, context: int = CONTEXT, logit_budget: float | None = None, dim: int | None = None
 ) -> Scheme:
-    """The kernels of a position scheme as the tables have them; but for ALiBi logits lie within [-b, b], b = 8 if None.
+    """The kernels of a position scheme as in the tables; except for ALiBi, logits lie within [-b, b], b = 8 by default.
 
-    Of rotary pairs slow ones are left out (``rotary.searched``); ``LagRow.lower`` of one head takes all pairs and says
-    what that costs.
+    Slow rotary pairs are omitted (``rotary.searched``); ``LagRow.lower`` of one head includes all pairs and bounds
+    the effect of the omission.
     """
     budget = LOGITS if logit_budget is None else logit_budget
     if position == "alibi":
@@ -179,16 +179,16 @@ def compute(
     save: Callable[[Table], object] = lambda table: None,
     progress: Progress = silent,
 ) -> Table:
-    """All cells of some lags (and rotary dimensions). Each lag has its own generator, so parts agree with the whole.
+    """Compute all cells for lags (and rotary dimensions). Each lag has a separate generator, so partial tables agree.
 
     Args:
-        position, limit, lags, heads, seed, context, logit_budget, dims: of the table (``dims``: of rotary heads).
-        begun: a table of the same settings, whose rows are taken over and not computed again.
-        save: called with the table so far after each lag; it may stop the computation by raising.
-        progress: lags done.
+        position, limit, lags, heads, seed, context, logit_budget, dims: settings of the table (``dims``: rotary heads).
+        begun: a partial table with the same settings, whose rows are reused.
+        save: called with the partial table after each lag; it may stop the computation by raising.
+        progress: reports the completed lags.
 
     Raises:
-        HeadcountError: a lag that the context does not hold, an odd dimension, ``begun`` with other settings.
+        HeadcountError: for a lag outside the context, an odd dimension, or ``begun`` with other settings.
 
     >>> compute("t5", lags=(3, 20), heads=2).errors(20).tolist()[:2]  # lags 19, 20, 21 share a bucket
     [1.0, 1.0]
@@ -211,7 +211,7 @@ def compute(
         if not missing:
             continue
         if position == "rope":
-            # Kernels of the dimensions that divide a missing one are starts of its search.
+            # Kernels of the dimensions that divide a missing one are starting points of its search.
             searched_dims = {*missing, *(part for part in DIMS for dim in missing if dim and dim % part == 0)}
             ropes = {dim: scheme_of(position, context, logit_budget, dim) for dim in searched_dims if dim}
             cells = rotary_cells(ropes, lag, heads, limit, seed)  # type: ignore[arg-type]
@@ -238,8 +238,8 @@ def _row(cells: _Cells, lag: int, dim: int | None = None) -> LagRow:
 
 def _cells(scheme: Scheme, lag: int, heads: int, limit: float, seed: int) -> _Cells:
     if isinstance(scheme, Learned):
-        found = bias_errors(scheme, lag, min(heads, 2), limit).tolist()
-        return _Cells(found, found, [])
+        closed_form = bias_errors(scheme, lag, min(heads, 2), limit).tolist()
+        return _Cells(closed_form, closed_form, [])
     assert isinstance(scheme, Linear)
     fits = search(scheme, lag, heads, limit, seed)
     errors = [fit.error for fit in fits]
@@ -255,7 +255,7 @@ def _sorted(fit: Fit) -> list[float]:
 
 
 def check_limit(limit: float) -> None:
-    """Refuse a limit on coefficients that leaves none."""
+    """Raise if the limit on coefficients is not positive."""
     if not limit > 0:
         raise HeadcountError(f"a limit of {limit:g} on coefficients leaves nothing", fix="use a number above 0")
 
@@ -269,7 +269,7 @@ def write_table(path: Path, table: Table) -> None:
 
 @cache
 def shipped(position: Position) -> Table:
-    """The table that comes with headcount: all lags, coefficients up to 64 in sum.
+    """The table shipped with headcount: all lags, coefficients with absolute sum at most 64.
 
     >>> shipped("alibi").errors(1, heads=3).round(4).tolist()
     [1.0, 0.0328, 0.0087]
@@ -286,13 +286,13 @@ def position_table(
     context: int = CONTEXT,
     logit_budget: float = LOGITS,
 ) -> Table:
-    """Where the position errors of ``lags`` come from: ``table`` if given, the shipped one, or for other settings a new
-    one of these lags (at once for t5 and learned, seconds a lag for alibi). A table of rope for other settings takes
-    about two minutes a lag and must be given.
+    """The table with the position errors of ``lags``: ``table`` if passed, else the shipped table, or for other
+    settings a new table of these lags (immediate for t5 and learned, seconds per lag for alibi). A table of rope for
+    other settings takes about two minutes per lag and must be passed.
 
     Raises:
-        HeadcountError: a lag that the context or the table does not hold, a table of another scheme or other settings,
-            rotary settings without a table.
+        HeadcountError: for a lag outside the context or the table, a table of another scheme or other settings,
+            or non-default rotary settings without a table.
     """
     scheme = scheme_of(position, context, logit_budget)
     check_limit(limit)

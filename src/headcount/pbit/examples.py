@@ -1,4 +1,4 @@
-"""p-bit layers to run the bounds on: random ones of any size, and ones that solve their task."""
+"""p-bit layers for testing the bounds: random layers of any size, and layers that solve their task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headcount.pbit.layer import Codes, Embedding, PBitAttention, SetEmbedding, 
 def _random_layer(
     rng: np.random.Generator, embedding: Embedding, heads: int, width: int, out: int, bits: int
 ) -> PBitAttention:
-    """Uniform matrices; shifts that bring sums of ``width`` products back to p bits; logits in [-8, 8)."""
+    """A layer with uniform matrices, shifts that scale sums of ``width`` products to p bits, and logits in [-8, 8)."""
     shift = bits - 1 + width.bit_length() // 2
     return PBitAttention(
         embedding,
@@ -46,7 +46,7 @@ def random_match3_layer(
     seed: int = 0,
     value_width: int | None = None,
 ) -> PBitAttention:
-    """A layer with uniform codes everywhere: embedding width ``width``, value width ``value_width`` (or the same)."""
+    """A layer with uniform codes; ``value_width`` defaults to the embedding width ``width``."""
     out = width if value_width is None else value_width
     _check_sizes(tokens=tokens, modulus=modulus, width=width, precision_bits=precision_bits, heads=heads)
     _check_sizes(value_width=out)
@@ -67,7 +67,7 @@ def random_qsa_layer(
     heads: int = 1,
     seed: int = 0,
 ) -> PBitAttention:
-    """A layer with uniform codes everywhere: embedding width ``width``, values of d' = ``dim``."""
+    """A layer with uniform codes, embedding width ``width`` and value width d' = ``dim``."""
     _check_sizes(tokens=tokens, sparsity=sparsity, dim=dim, width=width, heads=heads)
     _check_sizes(precision_bits=precision_bits)
     rng = numpy_generator(seed, "bounds", "random qsa layer")
@@ -83,10 +83,10 @@ def random_qsa_layer(
 
 
 def histogram_layer(tokens: int, modulus: int, precision_bits: int) -> PBitAttention:
-    """A layer after which every token knows which residues occur: Match3 then needs no more attention.
+    """A layer whose output shows at every token which residues occur, so Match3 needs no further attention.
 
     One head, zero logits, one-hot embeddings of width M: the output is each residue's share of the tokens,
-    times the largest code A = 2^(p-1) - 1. A residue that occurs once leaves round(A/N), nonzero for 2A >=
+    times the largest code A = 2^(p-1) - 1. A residue that occurs once gives round(A/N), nonzero for 2A >=
     N.
     """
     _check_sizes(tokens=tokens, modulus=modulus, precision_bits=precision_bits)
@@ -105,22 +105,22 @@ def histogram_layer(tokens: int, modulus: int, precision_bits: int) -> PBitAtten
 
 
 def match3_from_histogram(shares: Codes, symbol: int) -> bool:
-    """The Match3 label of a token that holds ``symbol``, from its output of ``histogram_layer`` (M codes)."""
+    """The Match3 label of a token with residue ``symbol``, from its output of ``histogram_layer`` (M codes)."""
     modulus = len(shares)
     present = np.flatnonzero(shares)
     return bool(np.isin((-symbol - present) % modulus, present).any())
 
 
 def threshold_layer(tokens: int, modulus: int, precision_bits: int) -> PBitAttention:
-    """A layer of embedding width 2 after which every token knows which residues occur: value width M + 1.
+    """A layer of embedding width 2 and value width M + 1 whose output shows at every token which residues occur.
 
     The embedding is (x, A) with A = 2^(p-1) - 1, the value map of entry j = -1, ..., M-1 is (A, -j): the
     value 2 A (x - j), saturated, is -A - 1, 0 or A for x below, at or above j. With zero logits the output is
     the mean over tokens. The means at j and j + 1 differ by ((A + 1) c_j + A c_(j+1)) / N, where c_j counts
-    the tokens at j; c_(-1) = 0, so all counts follow one by one (``match3_from_thresholds``). Each mean is
-    rounded to a code, so a count is off by at most N/A before it is rounded, and N < A/2 keeps it exact.
+    the tokens at j; c_(-1) = 0, so the counts can be computed one by one (``match3_from_thresholds``). Each mean is
+    rounded to a code, so a count is off by at most N/A before rounding, and N < A/2 makes it exact.
 
-    It shows that ``match3-protocol`` bounds the value width and not the embedding dimension.
+    The layer shows that ``match3-protocol`` bounds the value width and not the embedding dimension.
     """
     _check_sizes(tokens=tokens, modulus=modulus, precision_bits=precision_bits)
     most = 2 ** (precision_bits - 1) - 1
@@ -137,7 +137,7 @@ def threshold_layer(tokens: int, modulus: int, precision_bits: int) -> PBitAtten
 
 
 def threshold_bits(tokens: int, modulus: int) -> int:
-    """The fewest bits p for ``threshold_layer``: 2^(p-1) - 1 > max(2N, M).
+    """The minimum number of bits p for ``threshold_layer``: 2^(p-1) - 1 > max(2N, M).
 
     >>> threshold_bits(1025, 1026)
     13
@@ -146,7 +146,7 @@ def threshold_bits(tokens: int, modulus: int) -> int:
 
 
 def match3_from_thresholds(means: Codes, symbol: int, tokens: int, precision_bits: int) -> bool:
-    """The Match3 label of a token that holds ``symbol``, from its output of ``threshold_layer`` (M + 1 codes)."""
+    """The Match3 label of a token with residue ``symbol``, from its output of ``threshold_layer`` (M + 1 codes)."""
     most, counts = 2 ** (precision_bits - 1) - 1, [0]
     for step in (means[:-1] - means[1:]).tolist():
         counts.append(round((step * tokens - (most + 1) * counts[-1]) / most))
@@ -161,7 +161,7 @@ def sign_key_layer(
     Embedding (z; u_i; sum_{j in y} u_j), m = d' + 2k with k = ``keys``. On y the logit is k plus noise of
     size sqrt(q k), off y the noise alone. With k = 64 q ln(N+1) the noise of one logit exceeds k/4 with
     probability below 2/N^2 (Hoeffding). Logits saturate at a threshold between 3k/8 and 3k/4, so those of y
-    are equal; the gap to the others is worth e^16 in the weights. Needs q < 2^(p-1) and p >= 3.
+    are equal; the gap to the others is a factor of e^16 in the weights. Needs q < 2^(p-1) and p >= 3.
     """
     _check_sizes(tokens=tokens, sparsity=sparsity, dim=dim, precision_bits=precision_bits)
     most = 2 ** (precision_bits - 1) - 1
@@ -196,5 +196,5 @@ def sign_key_layer(
 
 
 def _pick(width: int, start: int, count: int) -> NDArray[np.int64]:
-    """The (1, width, count) matrix that reads coordinates start .. start + count - 1."""
+    """The (1, width, count) matrix that selects coordinates start .. start + count - 1."""
     return np.eye(width, count, -start, dtype=np.int64)[None]

@@ -10,12 +10,12 @@
 | float:p | p | those of float64 | | |
 | fixed:p | two's complement of p bits; one binary point for each tensor | | | saturates |
 
-``wide:p`` (``headcount.constructions.qsa.wide``) is no format for tensors: it runs ``qsa-polytope`` on Python's
+``wide:p`` (``headcount.constructions.qsa.wide``) is not a tensor format: it runs ``qsa-polytope`` on Python
 integers.
 
-Rounding is to nearest, ties to even, with gradual underflow. ``fixed:p`` puts the binary point of a tensor
-where its largest magnitude just fits, so it has one scale for each result and no exponents inside it;
-``float:p`` isolates the effect of the significand. float64 holds every number of every format, and rounding
+Rounding is to nearest, ties to even, with gradual underflow. ``fixed:p`` places the binary point of a tensor
+so that its largest magnitude just fits: each result has one scale and no per-entry exponents;
+``float:p`` isolates the effect of the significand. float64 represents every number of every format, and rounding
 the float64 result of +, -, *, / or a square root equals computing it directly in a format of at most 25
 significand bits (2 * 25 + 2 <= 53).
 """
@@ -37,10 +37,10 @@ FLOAT64_SIGNIFICAND = 53
 
 @dataclass(frozen=True)
 class Format:
-    """A number format; ``round`` brings a float64 tensor into it.
+    """A number format; ``round`` rounds a float64 tensor to it.
 
-    ``significand`` counts the leading bit. ``bits`` is the whole word, ``None`` for ``float:p``, whose
-    exponents are those of float64.
+    ``significand`` counts the leading bit. ``bits`` is the word size, or ``None`` for ``float:p``, which
+    has the exponents of float64.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Format:
     least_exponent: int = -1022
     largest: float = math.inf
     overflow: float = math.inf
-    """What a magnitude that rounds beyond ``largest`` becomes."""
+    """The replacement for magnitudes that round beyond ``largest``."""
 
     @property
     def is_float64(self) -> bool:
@@ -100,7 +100,7 @@ NAMES = (*_NAMED, "float:p", "fixed:p")
 
 
 def get_format(name: str) -> Format:
-    """The format of a name.
+    """The format with this name.
 
     >>> get_format("fixed:12").bits, get_format("fp8-e4m3").largest
     (12, 448.0)
@@ -124,9 +124,9 @@ WIDEST = 4096
 
 
 def wide_bits(name: str) -> int | None:
-    """p of ``wide:p`` (``headcount.constructions.qsa.wide``), or ``None`` for a format that float64 holds.
+    """p of ``wide:p`` (``headcount.constructions.qsa.wide``), or ``None`` for a format that float64 can represent.
 
-    Raises ``HeadcountError`` where the name is neither.
+    Raises ``HeadcountError`` if the name is neither.
 
     >>> wide_bits("wide:200"), wide_bits("fp32")
     (200, None)
@@ -142,7 +142,7 @@ def wide_bits(name: str) -> int | None:
 
 
 def _round_float(x: Tensor, to: Format) -> Tensor:
-    """Round the significand in the integer representation: add half a unit (less one if even), cut off."""
+    """Round the significand in the integer representation: add half a unit (less one if even), then truncate."""
     cut = FLOAT64_SIGNIFICAND - to.significand
     if cut == 0:
         rounded = x

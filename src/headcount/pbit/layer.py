@@ -1,18 +1,18 @@
-"""A layer of attention in p-bit arithmetic, every step an integer: what protocols and witnesses run.
+"""An attention layer in p-bit integer arithmetic, used by protocols and witnesses.
 
-All numbers are *codes*, integers in [-2^(p-1), 2^(p-1) - 1]; a fixed, public power of two says what a code
-stands for. What is rounded, and to what:
+All numbers are *codes*, integers in [-2^(p-1), 2^(p-1) - 1]; a fixed, public power of two gives the value of a
+code. The steps and their rounding:
 
-1. embedding phi(x_j): codes, by the embedding's own rule; 2. queries, keys, values: exact integer products
+1. embedding phi(x_j): codes, as the embedding defines them; 2. queries, keys, values: exact integer products
 with matrices of codes, divided by a power of two, rounded to a
    code (half up, saturating);
 3. logits <q_i, k_j>: likewise;
-4. softmax weights: round((2^p - 1) exp(s_ij - max_l s_il)), integers of p bits without sign;
+4. softmax weights: round((2^p - 1) exp(s_ij - max_l s_il)), unsigned p-bit integers;
 5. the sums of weights and of weighted values are exact integers (wider than p bits: ``widths``);
-6. output: their quotient, rounded to a code; heads are added, saturating.
+6. output: their quotient, rounded to a code; heads are added with saturation.
 
-Exact sums make the layer independent of the order of its tokens and of how they are split between parties,
-so "equal bit for bit" means something. Floating point enters once, in ``math.exp`` of step 4, one value at
+Because sums are exact, the result does not depend on the order of the tokens or on how they are split between
+parties, so bit-for-bit comparison is meaningful. Floating point is used only in ``math.exp`` of step 4, one value at
 a time.
 
 Letters: N tokens, m embedding width, H heads, k query-key width, d value width.
@@ -31,16 +31,16 @@ from numpy.typing import NDArray
 from headcount.core.errors import HeadcountError
 
 Tokens = Mapping[str, NDArray[Any]]
-"""Columns of a token table, one row a token: ``position`` and what the task's tokens hold."""
+"""Columns of a token table with one row per token: ``position`` and the task's token fields."""
 
 Codes = NDArray[np.int64]
 
 SUM_BITS = 62
-"""The widest exact sum: it has to fit a signed 64-bit integer, doubled once."""
+"""Maximum width of an exact sum: twice the sum must fit a signed 64-bit integer."""
 
 
 def saturate(values: Codes, precision_bits: int) -> Codes:
-    """The nearest code: values outside [-2^(p-1), 2^(p-1) - 1] become the end that they passed."""
+    """Clip values to [-2^(p-1), 2^(p-1) - 1]."""
     return np.clip(values, -(2 ** (precision_bits - 1)), 2 ** (precision_bits - 1) - 1)
 
 
@@ -56,10 +56,10 @@ def shift_down(values: Codes, shift: int) -> Codes:
 
 
 def multiply(left: Codes, right: Codes) -> Codes:
-    """The exact product of integer matrices; by floating-point BLAS where float64 does not round.
+    """The exact product of integer matrices, computed with floating-point BLAS if float64 does not round.
 
-    No partial sum exceeds max|left| max|right| inner: below 2^53 every one of them is a float64, in any
-    order.
+    No partial sum exceeds max|left| max|right| inner: below 2^53 float64 represents all of them exactly,
+    in any order.
     """
     most = int(np.abs(left).max(initial=0)) * int(np.abs(right).max(initial=0)) * left.shape[-1]
     if most < 2**53:
@@ -68,18 +68,18 @@ def multiply(left: Codes, right: Codes) -> Codes:
 
 
 class Embedding(Protocol):
-    """phi: what a token is to attention."""
+    """phi: the map from tokens to the inputs of attention."""
 
     def __call__(self, tokens: Tokens) -> Codes:
-        """Codes (n, m) of the tokens in a table of n rows, each row by itself."""
+        """Codes (n, m) of the tokens in a table of n rows; each row is embedded independently."""
 
 
 @dataclass(frozen=True, eq=False)
 class PBitAttention:
     """One layer of H heads; ``layer(tokens)`` gives the output codes (N, d).
 
-    ``query`` and ``key`` are (H, m, k) codes, ``value`` (H, m, d). A logit code s stands for
-    s / 2^logit_fraction, an output code for o / 2^value_fraction.
+    ``query`` and ``key`` are (H, m, k) codes, ``value`` (H, m, d). A logit code s represents
+    s / 2^logit_fraction, an output code o represents o / 2^value_fraction.
     """
 
     embedding: Embedding
@@ -121,7 +121,7 @@ class PBitAttention:
         """d."""
         return int(self.value.shape[2])
 
-    # -- the steps, on any part of the tokens ---------------------------------------------------------
+    # -- the steps, on any subset of the tokens ---------------------------------------------------------
 
     def embed(self, tokens: Tokens) -> Codes:
         """Step 1: (n, m)."""
@@ -173,7 +173,7 @@ class PBitAttention:
         return self.finish(*self.sums(weights, self.values(embedded)))
 
     def read(self, codes: Codes) -> NDArray[np.float64]:
-        """What output codes stand for."""
+        """The real values of output codes."""
         return codes.astype(np.float64) / 2.0**self.value_fraction
 
     def outputs(self, tokens: Tokens) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
-"""Models that can be taken apart into a JSON description and tensors, and put together: no code in files.
+"""Serialisation of models as a JSON description and tensors, without code in files.
 
-These are ``nn.Sequential`` of linear layers and the layers in ``LAYERS``, ``QuantisedRNN`` with a linear
-readout, and ``PBitAttention`` with the embeddings of this folder.
+Supported models: ``nn.Sequential`` of linear layers and the layers in ``LAYERS``, ``QuantisedRNN`` with a linear
+readout, and ``PBitAttention`` with the embeddings of this package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headcount.pbit.recurrent import QuantisedRNN
 LAYERS: dict[str, type[nn.Module]] = {
     layer.__name__: layer for layer in (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Identity, nn.Flatten)
 }
-"""Layers without parameters, known by their names, with their default settings."""
+"""Parameter-free layers by name, with their default settings."""
 
 Parts = tuple[JsonObject, dict[str, Tensor]]
 
@@ -37,7 +37,7 @@ _SCALARS = (
 
 
 def describe(model: Any) -> Parts | None:
-    """The description and the tensors from which ``rebuild`` makes the model again; ``None`` if it cannot."""
+    """The description and tensors from which ``rebuild`` reconstructs the model; ``None`` if it is not supported."""
     if isinstance(model, PBitAttention):
         return _describe_attention(model)
     if isinstance(model, QuantisedRNN):
@@ -53,12 +53,14 @@ def _describe_attention(model: PBitAttention) -> Parts | None:
     name = next((name for name, kind in _EMBEDDINGS.items() if type(model.embedding) is kind), None)
     if name is None:
         return None
-    own = vars(model.embedding)
+    embedding_fields = vars(model.embedding)
     tensors = {
-        f"embedding.{field}": torch.from_numpy(value) for field, value in own.items() if isinstance(value, np.ndarray)
+        f"embedding.{field}": torch.from_numpy(value)
+        for field, value in embedding_fields.items()
+        if isinstance(value, np.ndarray)
     }
     tensors |= {field: torch.from_numpy(getattr(model, field)) for field in _MATRICES}
-    numbers = {field: value for field, value in own.items() if not isinstance(value, np.ndarray)}
+    numbers = {field: value for field, value in embedding_fields.items() if not isinstance(value, np.ndarray)}
     scalars = {field: getattr(model, field) for field in _SCALARS}
     return {"kind": "attention", "embedding": name, "embedding_numbers": numbers, **scalars}, tensors
 
@@ -86,11 +88,11 @@ def _layer_spec(layer: nn.Module) -> list[Any] | None:
 
 
 def rebuild(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    """The model that ``describe`` took apart, in evaluation mode."""
+    """Reconstruct a model from the output of ``describe``, in evaluation mode."""
     if spec["kind"] == "attention":
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        own = {name.removeprefix("embedding."): value for name, value in arrays.items() if "." in name}
-        embedding = _EMBEDDINGS[spec["embedding"]](**own, **spec["embedding_numbers"])
+        embedding_fields = {name.removeprefix("embedding."): value for name, value in arrays.items() if "." in name}
+        embedding = _EMBEDDINGS[spec["embedding"]](**embedding_fields, **spec["embedding_numbers"])
         query, key, value = (arrays[name] for name in _MATRICES)
         return PBitAttention(embedding, query, key, value, **{name: spec[name] for name in _SCALARS})
     model: nn.Module

@@ -1,4 +1,4 @@
-"""A recurrent net whose state is a fixed number of bits: torch cells, rounded after every step."""
+"""A recurrent net with a state of a fixed number of bits: torch cells, rounded after every step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from headcount.core.errors import HeadcountError
 
 @runtime_checkable
 class RecurrentNet(Protocol):
-    """What a refutation needs of a recurrent net with a quantised state."""
+    """The interface that a refutation requires of a recurrent net with a quantised state."""
 
     @property
     def state_bits(self) -> int:
@@ -22,19 +22,19 @@ class RecurrentNet(Protocol):
         """The state before the first token, (count, width)."""
 
     def step(self, state: Tensor, tokens: Tensor) -> Tensor:
-        """The state after one more token; tokens (count, features). It takes at most 2^state_bits values."""
+        """The state after one more token, with tokens (count, features); it has at most 2^state_bits values."""
 
     def read(self, state: Tensor) -> Tensor:
         """The output from the state, (count, d')."""
 
 
 class QuantisedRNN(nn.Module):
-    """An RNN or GRU cell whose state is rounded to ``bits`` bits a unit after every step.
+    """An RNN or GRU cell whose state is rounded to ``bits`` bits per unit after every step.
 
-    State entries lie in [-1, 1] and are rounded to the grid of 2^bits equally spaced values with both ends.
+    State entries lie in [-1, 1] and are rounded to the grid of 2^bits equally spaced values including both ends.
     ``tokens`` scales the sets and positions in the input (z; y; i) down to [0, 1).
 
-    x: (count, N, d' + q + 1) as ``QSA.model_input`` gives it; output (count, N, d').
+    x: (count, N, d' + q + 1) as returned by ``QSA.model_input``; output (count, N, d').
     """
 
     def __init__(self, cell: nn.RNNCell | nn.GRUCell, readout: nn.Module, bits: int, tokens: int, dim: int) -> None:
@@ -86,7 +86,7 @@ class QuantisedRNN(nn.Module):
 def random_rnn(
     tokens: int, sparsity: int, dim: int, units: int, bits: int, cell: str = "rnn", seed: int = 0
 ) -> QuantisedRNN:
-    """A float64 net with normal random weights, of deviation 1/sqrt(units) from states and 1 from inputs."""
+    """A float64 net with normal weights of standard deviation 1/sqrt(units) on states and 1 on inputs."""
     kinds: dict[str, type[nn.RNNCell] | type[nn.GRUCell]] = {"rnn": nn.RNNCell, "gru": nn.GRUCell}
     if cell not in kinds:
         raise HeadcountError(f"there is no cell {cell!r}", fix=f"choose one of {', '.join(kinds)}")

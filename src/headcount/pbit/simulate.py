@@ -1,18 +1,18 @@
-"""Running torch modules in p-bit arithmetic: every operation computed in float64, then rounded.
+"""Simulation of torch modules in p-bit arithmetic: every operation is computed in float64, then rounded.
 
-What is rounded, with a format in force:
+The following are rounded to the active format:
 
 1. parameters, buffers and inputs, once;
 2. the result of every operation that PyTorch dispatches (additions, products, exponentials, ...);
 3. inside a matrix product: every product and every addition, the additions in pairs (a tree of depth log2 n).
-   With ``accumulate="once"`` an inner product is one operation instead: summed exactly and rounded at the
-   end, as matrix units with wide accumulators do;
+   With ``accumulate="once"`` an inner product is a single operation instead: summed exactly and rounded at the
+   end, as in matrix units with wide accumulators;
 4. inside a softmax: the maximum is exact; difference, exponential, sum (a tree as in 3) and quotient are
-   each rounded. Other sums and means along an axis are trees as in 3, too;
+   each rounded. Other sums and means along an axis are also trees as in 3;
 5. token maps of the constructions (``TokenMap``) are arbitrary maps in the theory: they are computed exactly
    and their result is rounded.
 
-Fused attention kernels are taken apart into these operations; any other compound one (a layer norm, a
+Fused attention kernels are decomposed into these operations; any other compound operation (a layer norm, a
 convolution) counts as a single operation.
 """
 
@@ -36,7 +36,7 @@ Accumulate = Literal["each", "once"]
 _Module = TypeVar("_Module", bound=nn.Module)
 
 _BLOCK = 2**22
-"""Products of a matrix product that are held at once."""
+"""Maximum number of elementary products of a matrix product in memory at once."""
 
 
 class _Rounding(TorchDispatchMode):
@@ -75,7 +75,7 @@ class _Rounding(TorchDispatchMode):
     # -- sums ------------------------------------------------------------------------------------------
 
     def tree_sum(self, terms: Tensor, dim: int) -> Tensor:
-        """The sum over ``dim``, added in pairs, each addition rounded; or exact and rounded once."""
+        """The sum over ``dim``: pairwise with every addition rounded, or exact and rounded once."""
         if self.accumulate == "once":
             return self.to.round(terms.sum(dim))
         terms = terms.movedim(dim, 0)
@@ -167,7 +167,7 @@ _active: ContextVar[_Rounding | None] = ContextVar("headcount_rounding", default
 
 @contextlib.contextmanager
 def exactly() -> Iterator[None]:
-    """Switch rounding off inside a simulation (for maps that the theory leaves arbitrary)."""
+    """Disable rounding inside a simulation (for maps that are arbitrary in the theory)."""
     mode = _active.get()
     if mode is None:
         yield
@@ -180,9 +180,9 @@ def exactly() -> Iterator[None]:
 
 
 class TokenMap(nn.Module):
-    """A map of single tokens that the theory lets be anything (an MLP of any size).
+    """A map of single tokens that is arbitrary in the theory (an MLP of any size).
 
-    A subclass fills in ``map``; in a simulation it is computed exactly and its results are rounded.
+    Subclasses implement ``map``; a simulation computes it exactly and rounds its results.
     """
 
     def map(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -190,14 +190,14 @@ class TokenMap(nn.Module):
         raise NotImplementedError  # nn.Module is no ABC: without this a bare class would answer None
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """``map``, rounded once where arithmetic is simulated."""
+        """Apply ``map``; in a simulation the results are rounded once."""
         with exactly():
             results = self.map(*inputs)
-        return tuple(result.clone() for result in results)  # an operation like others: rounded where asked
+        return tuple(result.clone() for result in results)  # clone is dispatched, so a simulation rounds it
 
 
 def rounded_copy(module: _Module, precision: str | Format) -> _Module:
-    """A float64 copy of ``module`` whose parameters and buffers are numbers of the format."""
+    """A float64 copy of ``module`` with parameters and buffers rounded to the format."""
     to = get_format(precision) if isinstance(precision, str) else precision
     twin = copy.deepcopy(module).double()
     with torch.no_grad():
@@ -208,10 +208,10 @@ def rounded_copy(module: _Module, precision: str | Format) -> _Module:
 
 
 def run(module: nn.Module, *inputs: Tensor, precision: str | Format, accumulate: Accumulate = "each") -> Any:
-    """``module(*inputs)`` in simulated p-bit arithmetic (the module's docstring says what is rounded).
+    """``module(*inputs)`` in simulated p-bit arithmetic (see the module docstring for what is rounded).
 
-    The module is not changed; the result is float64. Inputs that are no floating-point numbers are passed on
-    as they are. Raises ``HeadcountError`` for an unknown precision.
+    The module is not changed; the result is float64. Inputs that are not floating-point are passed
+    unchanged. Raises ``HeadcountError`` for an unknown precision.
 
     >>> run(nn.Softmax(-1), torch.tensor([0.0, 1.0, 2.0]), precision="e5m2").tolist()
     [0.078125, 0.25, 0.625]
@@ -220,14 +220,14 @@ def run(module: nn.Module, *inputs: Tensor, precision: str | Format, accumulate:
     if accumulate not in ("each", "once"):
         raise HeadcountError(f"accumulate {accumulate!r} is unknown", fix="choose each or once")
     twin = rounded_copy(module, to)
-    given = [to.round(x.double()) if x.is_floating_point() else x for x in inputs]
+    rounded_inputs = [to.round(x.double()) if x.is_floating_point() else x for x in inputs]
     with torch.no_grad():
         if to.is_float64:
-            return twin(*given)
+            return twin(*rounded_inputs)
         mode = _Rounding(to, accumulate)
         token = _active.set(mode)
         try:
             with sdpa_kernel(SDPBackend.MATH), mode:
-                return twin(*given)
+                return twin(*rounded_inputs)
         finally:
             _active.reset(token)

@@ -1,6 +1,6 @@
-"""The value width as a unit, and how many bits the exact sums of a p-bit softmax take.
+"""The value width as a unit, and the number of bits of the exact sums of a p-bit softmax.
 
-The protocols send these sums for one party's tokens.
+In the protocols, a party sends these sums for its tokens.
 
 Softmax weights are integers in [0, 2^p - 1], values integers in [-2^(p-1), 2^(p-1) - 1].
 """
@@ -8,7 +8,7 @@ Softmax weights are integers in [0, 2^p - 1], values integers in [-2^(p-1), 2^(p
 from __future__ import annotations
 
 VALUE_WIDTH = "value width of a head (d_v)"
-"""The unit of bounds on the numbers that a head sums; the embedding dimension m may be smaller or larger."""
+"""The unit of bounds on the number of entries that a head sums; the embedding dimension m may differ."""
 
 
 def denominator_bits(tokens: int, precision_bits: int) -> int:
@@ -18,14 +18,14 @@ def denominator_bits(tokens: int, precision_bits: int) -> int:
     (8, 10)
     """
     if 0 < tokens.bit_length() <= precision_bits:
-        # n 2^p - n lies in [(n-1) 2^p, n 2^p): no need to write out 2^p, whatever p is.
+        # n 2^p - n lies in [(n-1) 2^p, n 2^p): so 2^p is not computed, however large p is.
         return precision_bits + (tokens - 1).bit_length()
     greatest: int = 2**precision_bits - 1
     return (tokens * greatest).bit_length()
 
 
 def numerator_bits(tokens: int, precision_bits: int) -> int:
-    """Bits of a sum of ``tokens`` weights times values, sign included.
+    """Bits of a sum of ``tokens`` products of weights and values, including the sign.
 
     >>> numerator_bits(1, 8)
     16

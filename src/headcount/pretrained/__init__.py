@@ -1,4 +1,4 @@
-"""Pretrained models: the families that headcount knows, how to open them, what they are measured on."""
+"""Pretrained models: supported families, loading, and the text they are measured on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The families of pretrained models that headcount reads: one row each.
+"""The supported families of pretrained models, one table row each.
 
-A row says where a family keeps its attention and how its projections are laid out; everything else in
-headcount is the same for all of them. A model of another type is refused by name, with this list.
+A row states the location of a family's attention modules and the layout of their projections; all other code is the
+same for all families. Other model types are rejected with an error that lists the supported ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Projections:
     """One layer's attention weights in one layout: ``y = x W' + b``, so matrices are (out, in).
 
-    Shapes: q (H d, h), k (K d, h), v (K e, h), o (h, H e); biases are ``None`` where the family has none.
+    Shapes: q (H d, h), k (K d, h), v (K e, h), o (h, H e); biases are ``None`` if the family has none.
     """
 
     q: torch.Tensor
@@ -39,29 +39,29 @@ class Projections:
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps its attention."""
+    """The location and layout of a family's attention."""
 
     model_type: str
     name: str
     layers: str
     """Path from the base model to the list of its layers."""
     attention: str
-    """Path from a layer to the module that computes attention and calls transformers' attention interface."""
+    """Path from a layer to the attention module, which calls transformers' attention interface."""
     output: str
-    """Path from a layer to the matrix that mixes the heads' outputs."""
+    """Path from a layer to the attention output projection."""
     layout: Callable[[Any, Any, Any], Projections]
-    """Reads ``Projections`` off (attention module, output module, config)."""
+    """Reads ``Projections`` from (attention module, output module, config)."""
     rotary: bool = True
     qk_norm: bool = False
     causal: bool = True
     attention_is_normed: bool = False
-    """The attention's output passes a norm before it joins the residual stream."""
+    """Whether the attention output is normalised before it is added to the residual stream."""
     gguf: str | None = None
-    """What GGUF files call the family (``general.architecture``); ``None``: not read from GGUF."""
+    """The family's ``general.architecture`` in GGUF files; ``None``: not supported as GGUF."""
 
     @property
     def trimmable(self) -> bool:
-        """Whether ``trim`` can rebuild it: decoders only."""
+        """Whether ``trim`` supports the family: decoders only."""
         return self.causal
 
 
@@ -76,14 +76,14 @@ def _bert(attention: Any, output: Any, config: Any) -> Projections:
 
 
 def _gpt2(attention: Any, output: Any, config: Any) -> Projections:
-    """GPT-2's Conv1D keeps (in, out), and queries, keys, values side by side."""
+    """GPT-2's Conv1D stores (in, out) matrices with queries, keys and values concatenated."""
     q, k, v = attention.c_attn.weight.T.chunk(3)
     q_bias, k_bias, v_bias = attention.c_attn.bias.chunk(3)
     return Projections(q, k, v, output.weight.T, q_bias, k_bias, v_bias, output.bias)
 
 
 def _gpt_neox(attention: Any, output: Any, config: Any) -> Projections:
-    """GPT-NeoX keeps (head, query | key | value, dim) in the rows of one matrix."""
+    """GPT-NeoX stores (head, query | key | value, dim) in the rows of one matrix."""
     heads, hidden = config.num_attention_heads, config.hidden_size
     fused = attention.query_key_value
     q, k, v = fused.weight.view(heads, 3, hidden // heads, hidden).transpose(0, 1).reshape(3, hidden, hidden)
@@ -94,7 +94,7 @@ def _gpt_neox(attention: Any, output: Any, config: Any) -> Projections:
 
 
 UNEQUAL = "unequal_llama"
-"""Model type of the models that ``headcount plan --scratch`` shapes: layers of different sizes."""
+"""Model type of models with layers of different sizes, designed by ``headcount plan --scratch``."""
 
 
 def _llama_like(model_type: str, name: str, **options: Any) -> Family:
@@ -134,16 +134,16 @@ FAMILIES: dict[str, Family] = {
 }
 
 TRIMMED_PREFIX = "headcount_"
-"""Model types of trimmed models: this prefix and the family they came from."""
+"""Model types of trimmed models consist of this prefix and the source family."""
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """The row of a model's family; an unknown one is refused by name, with the list."""
+    """The family of a model; the error for an unknown one lists the supported families."""
     return family_of_type(getattr(config, "model_type", None) or "unknown")
 
 
 def family_of_type(model_type: str) -> Family:
-    """The row of a model type, a trimmed one's included.
+    """The family of a model type, dense or trimmed.
 
     >>> family_of_type("headcount_gpt2").name
     'GPT-2'
@@ -166,17 +166,17 @@ def layers_of(model: PreTrainedModel, family: Family) -> nn.ModuleList:
 
 
 def attention_of(layer: nn.Module, family: Family) -> nn.Module:
-    """The module of a layer that computes attention."""
+    """The attention module of a layer."""
     return layer.get_submodule(family.attention)
 
 
 def projections_of(layer: nn.Module, family: Family, config: PreTrainedConfig) -> Projections:
-    """The attention weights of a layer of a dense model, in one layout for all families."""
+    """The attention weights of a layer of a dense model, in the common layout."""
     return family.layout(layer.get_submodule(family.attention), layer.get_submodule(family.output), config)
 
 
 def attention_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """(n_heads, n_kv_heads, head_dim) that a config asks for."""
+    """(n_heads, n_kv_heads, head_dim) according to a config."""
     n_heads = config.num_attention_heads
     n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
@@ -184,7 +184,7 @@ def attention_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
 
 
 def layer_shape(config: PreTrainedConfig, index: int) -> tuple[int, int, int, int]:
-    """(n_heads, n_kv_heads, qk_dim, v_dim) that a config asks for in one layer."""
+    """(n_heads, n_kv_heads, qk_dim, v_dim) of one layer according to a config."""
     if config.model_type == UNEQUAL:
         lists = (config.layer_n_heads, config.layer_n_kv_heads, config.layer_qk_dim, config.layer_v_dim)
         n_heads, n_kv_heads, qk_dim, v_dim = (int(numbers[index]) for numbers in lists)
@@ -194,7 +194,7 @@ def layer_shape(config: PreTrainedConfig, index: int) -> tuple[int, int, int, in
 
 
 def window_of(config: PreTrainedConfig, layer_index: int) -> int | None:
-    """Tokens that a layer looks back on, itself included; ``None``: all."""
+    """Number of tokens a query attends to, itself included; ``None``: all."""
     window = getattr(config, "sliding_window", None)
     if window is None or getattr(config, "use_sliding_window", True) is False:
         return None
@@ -203,7 +203,7 @@ def window_of(config: PreTrainedConfig, layer_index: int) -> int | None:
 
 
 def rotary_dim_of(config: PreTrainedConfig, family: Family) -> int:
-    """Leading dimensions of each head that the family rotates."""
+    """Number of leading dimensions of each head that are rotated."""
     if not family.rotary:
         return 0
     rope = getattr(config, "rope_parameters", None) or {}
@@ -215,7 +215,7 @@ UNSUPPORTED = {
     "use_bidirectional_attention": "attention in both directions",
     "add_cross_attention": "cross-attention",
 }
-"""Options of configs that change what attention computes, in ways that no statistic of ours describes."""
+"""Config options that change the attention computation in ways that the statistics do not cover."""
 
 
 def _check_attention(config: PreTrainedConfig) -> None:
@@ -225,9 +225,9 @@ def _check_attention(config: PreTrainedConfig) -> None:
 
 
 def read_spec(model: PreTrainedModel) -> ModelSpec:
-    """The attention of a live model, dense or trimmed, read off its tensors.
+    """The attention spec of a loaded model, dense or trimmed, read from its tensors.
 
-    Raises ``HeadcountError`` where the config contradicts the tensors, or asks for attention that is not supported.
+    Raises ``HeadcountError`` if the config contradicts the tensors or requires unsupported attention.
     """
     config = model.config
     family = family_of(config)
@@ -261,17 +261,17 @@ def read_spec(model: PreTrainedModel) -> ModelSpec:
             )
             continue
         weights = projections_of(layer, family, config)
-        wanted = {
+        expected = {
             "q": (n_heads * qk_dim, config.hidden_size),
             "k": (n_kv_heads * qk_dim, config.hidden_size),
             "v": (n_kv_heads * v_dim, config.hidden_size),
             "o": (config.hidden_size, n_heads * v_dim),
         }
-        for side, shape in wanted.items():
-            found = tuple(getattr(weights, side).shape)
-            if found != shape:
+        for side, shape in expected.items():
+            actual = tuple(getattr(weights, side).shape)
+            if actual != shape:
                 raise HeadcountError(
-                    f"layer {index}: the {side} matrix is {found}, but the config asks for {shape}",
+                    f"layer {index}: the {side} matrix is {actual}, but the config asks for {shape}",
                     fix="mend config.json or the checkpoint",
                 )
         specs.append(LayerSpec(**common, qkv_bias=weights.q_bias is not None, o_bias=weights.o_bias is not None))

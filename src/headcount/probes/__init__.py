@@ -1,4 +1,4 @@
-"""Questions about a pretrained model beside its trimming."""
+"""Measurements of pretrained models that are independent of trimming."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The text that saturation and selection are measured on: prose and source code, or the user's files.
 
-Nothing is sampled from the model, which would take longer than the measurement.
+No text is sampled from the model, which would take longer than the measurement.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def parse_contexts(text: str) -> list[int]:
 
 
 def check_contexts(contexts: Sequence[int]) -> None:
-    """Refuse contexts that are none, too short, or not ascending."""
+    """Reject contexts that are empty, too short, or not ascending."""
     if not contexts:
         raise HeadcountError("there is no context to measure at", fix="give --contexts 128,256,512")
     for before, after in itertools.pairwise(contexts):
@@ -43,14 +43,14 @@ def check_contexts(contexts: Sequence[int]) -> None:
 def measured_windows(
     opened: OpenModel, context: int, tokens: int, texts: Sequence[Path] = (), seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """About ``tokens`` tokens in windows of ``context``, by kind of text; every kind gives as many."""
+    """About ``tokens`` tokens in windows of ``context``, by kind of text, with equal counts per kind."""
     if tokens < 2 * context:
         raise HeadcountError(
             f"{tokens} tokens are less than two windows of {context}", fix="ask for more --tokens or shorter contexts"
         )
     if texts:
-        found = written_tokens(opened, context=context, scale=tokens / KEPT_TOKENS, texts=texts, seed=seed)
+        windows = written_tokens(opened, context=context, scale=tokens / KEPT_TOKENS, texts=texts, seed=seed)
     else:
         scale = tokens / len(CALIBRATED) / (512 * KEPT_WINDOWS["prose"])
-        found = written_tokens(opened, context=context, scale=scale, texts=(), seed=seed)
-    return {kind: ids[: max(1, tokens // context // len(found))] for kind, ids in found.items()}
+        windows = written_tokens(opened, context=context, scale=scale, texts=(), seed=seed)
+    return {kind: ids[: max(1, tokens // context // len(windows))] for kind, ids in windows.items()}

@@ -1,9 +1,9 @@
-"""Set-disjointness instances as inputs of the tasks: what two parties must exchange bits about.
+"""Set-disjointness instances encoded as task inputs for two-party protocols.
 
-Two parties hold subsets a, b of n elements. Whether they meet takes n bits to find out: the 2^n pairs (a
-set, its complement) are a fooling set. Each function here turns (a, b) into one input of a task in which
+Two parties hold subsets a, b of n elements. Deciding whether the sets intersect takes n bits: the 2^n pairs (a
+set, its complement) are a fooling set. Each function here encodes (a, b) as one input of a task in which
 every token belongs to one party (or to both: the public query token), such that the answer at token 0
-tells.
+decides disjointness.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from headcount.core.errors import HeadcountError
 from headcount.pbit.layer import Tokens
 
 FIRST, SECOND, PUBLIC = 0, 1, 2
-"""Who knows a token."""
+"""The party that knows a token."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,17 @@ class Instance:
 
     def rows(self, *owners: int) -> Tokens:
         """The tokens that belong to these owners."""
-        mine = np.isin(self.owner, owners)
-        return {name: column[mine] for name, column in self.tokens.items()}
+        mask = np.isin(self.owner, owners)
+        return {name: column[mask] for name, column in self.tokens.items()}
 
 
 def set_pairs(
     rng: np.random.Generator, elements: int, count: int
 ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Hard pairs of sets, as Boolean rows: alternately disjoint and meeting in exactly one element.
+    """Hard pairs of sets as Boolean rows: alternately disjoint and intersecting in exactly one element.
 
-    An element is in the first set, in the second or in none, with equal chances; then one is put in both.
+    Each element is in the first set, the second set or neither, with equal probability; for an intersecting pair,
+    one element is then added to both.
     """
     for k in range(count):
         where = rng.integers(0, 3, elements)
@@ -54,19 +55,19 @@ def set_pairs(
 
 
 def match3_sets(tokens: int) -> int:
-    """How many elements a Match3 input holds: one public token, and each party one token an element."""
+    """Number of set elements in a Match3 input with one public token and one token per element and party."""
     return (tokens - 1) // 2
 
 
 def match3_instance(
     first: NDArray[np.bool_], second: NDArray[np.bool_], modulus: int, tokens: int | None = None
 ) -> Instance:
-    """A Match3 input, positive at token 0 exactly when the sets meet; for every M >= 2n + 2.
+    """A Match3 input that is positive at token 0 exactly if the sets intersect, for every M >= 2n + 2.
 
-    Token 0 is 1, and so is every token that says "not in my set". Element k is u_k = 0, 2, 3, ..., n in the
+    Token 0 is 1, and so is every token for an element outside the set. Element k is u_k = 0, 2, 3, ..., n in the
     first party's tokens and M - 1 - u_k in the second's. So 1 + u_k + (M - 1 - u_k) = 0 mod M. No other
-    pair completes a triple with 1: the residue that goes with u is M - 1 - u; u_k < M - 1 - u_k keeps the
-    two families apart; the residue that goes with 1 is M - 2, which is in neither (u = 1 is left out), and
+    pair completes a triple with 1: the partner of u is M - 1 - u; u_k < M - 1 - u_k keeps the
+    two families disjoint; the partner of 1 is M - 2, which is in neither family (u = 1 is excluded), and
     1 + 1 + 1 is not 0.
     """
     n = len(first)
@@ -95,8 +96,8 @@ def qsa_instance(
 ) -> Instance:
     """A qSA input with q = n: token 0's target is |a and b|/q * e1; the first party has only token 0.
 
-    Token 0 asks for tokens 1 + 2k + a_k, k = 0..q-1. Token 2 + 2k holds b_k e1 and all others hold 0, so
-    its average counts the k with a_k = b_k = 1: an output within 1/(2q) of the target tells whether there
+    Token 0 queries tokens 1 + 2k + a_k, k = 0..q-1. Token 2 + 2k has the value b_k e1 and all others 0, so
+    the average counts the k with a_k = b_k = 1: an output within 1/(2q) of the target determines whether there
     are any.
     """
     q = len(first)

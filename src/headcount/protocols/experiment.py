@@ -1,4 +1,4 @@
-"""Protocols run on many set-disjointness instances, and what their bit counts say about the layer."""
+"""Run protocols on many set-disjointness instances and compare their bit counts with the lower bound."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Sets = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ProtocolResult:
-    """Counts over all instances; ``right`` is ``None`` for a layer that is not meant to solve the task."""
+    """Counts over all instances; ``right`` is ``None`` for a layer that is not designed to solve the task."""
 
     task: str
     layer: Kind
@@ -48,17 +48,17 @@ class ProtocolResult:
 
     @property
     def bits(self) -> int:
-        """Transmitted bits of one run (the same for every instance: all widths are fixed)."""
+        """Transmitted bits per run (the same for every instance because all widths are fixed)."""
         return self.first_bits + self.second_bits
 
     @property
     def disjointness_bits(self) -> int:
-        """Bits that set disjointness needs, and so any layer that solves the task: the size of the sets."""
+        """Bits required for set disjointness, and so for any layer that solves the task: the size of the sets."""
         return self.set_size
 
     @property
     def holds(self) -> bool:
-        """Every output was the layer's own, and a layer that is meant to solve the task did."""
+        """Whether every output equals the layer's output, and a layer designed to solve the task solved it."""
         return self.equal == self.instances and self.right in (None, self.instances)
 
     def as_dict(self) -> JsonObject:
@@ -72,7 +72,7 @@ class ProtocolResult:
         }
 
     def lines(self) -> list[str]:
-        """The answer for people."""
+        """The human-readable result."""
         lines = [
             f"{self.layer} layer for {self.task}: N = {self.tokens}, H = {self.heads}, m = "
             f"{self.embedding_dim}, d_v = {self.value_width}, p = {self.precision_bits}",
@@ -105,11 +105,11 @@ def run_protocol(
     progress: Progress = silent,
     value_width: int | None = None,
 ) -> ProtocolResult:
-    """Simulate a layer on ``count`` hard pairs of sets and compare every output with the layer's own.
+    """Simulate a layer on ``count`` hard pairs of sets and compare every output with that of the layer.
 
     ``width`` is the embedding width of a random layer, ``value_width`` the value width of its heads (Match3
-    only; the same as ``width`` unless given). ``solving`` ignores them and ``heads``: its layer has the
-    widths that it needs.
+    only; defaults to ``width``). ``solving`` ignores both and ``heads``: its layer has the
+    required widths.
     """
     if value_width is not None and task != "match3":
         raise HeadcountError(f"the value width on {task} is d'", fix="leave value_width out, or set dim")
@@ -134,7 +134,7 @@ def run_protocol(
             return match3_instance(first, second, residues, tokens)
 
         def decide(output: Codes) -> bool:
-            return match3_from_histogram(output, 1)  # the public token holds the residue 1
+            return match3_from_histogram(output, 1)  # the public token has the residue 1
     else:
         size = (tokens - 1) // 2 if sparsity is None else sparsity
         model = (
@@ -155,8 +155,8 @@ def run_protocol(
     for done, (first, second) in enumerate(set_pairs(rng, size, count), start=1):
         instance = make(first, second)
         simulated = run(model, instance)
-        own = model(instance.tokens, slice(0, 1))[0]
-        equal += simulated.output.tobytes() == own.tobytes()
+        expected = model(instance.tokens, slice(0, 1))[0]
+        equal += simulated.output.tobytes() == expected.tobytes()
         right += decide(simulated.output) == instance.meet if layer == "solving" else 0
         first_bits, second_bits = simulated.first_bits, simulated.second_bits
         progress("instances", done, count)

@@ -1,1 +1,1 @@
-"""Refuting concrete models: two inputs on which a model cannot be right both times, found by running it."""
+"""Refuting concrete models: two inputs on which a model cannot both be correct, found by running it."""

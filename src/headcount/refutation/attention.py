@@ -1,12 +1,12 @@
-"""Refute a p-bit attention layer: on qSA by one embedding of two query sets, on Match3 by equal outputs.
+"""Refute a p-bit attention layer: on qSA by equal embeddings of two query sets, on Match3 by equal outputs.
 
-qSA (``qsa_bits``): the embeddings of (0; y; i) over the q-subsets y are compared. All subsets are tried where
-they are few, ``limit`` random ones elsewhere: more than 2^(mp) subsets must collide, and sqrt(2^(mp)) of them
-are likely to.
+qSA (``qsa_bits``): the embeddings of (0; y; i) over the q-subsets y are compared. All subsets are tried if
+there are at most ``limit``, otherwise ``limit`` random ones: more than 2^(mp) subsets must collide, and about
+sqrt(2^(mp)) of them are likely to.
 
 Match3 (``match3``): set-disjointness instances with the same output at token 0 and different
-labels. Two sets of the first party that differ in one element are asked about that element; their sums
-differ in one token out of N, so an output of few bits often does not change.
+labels. Two sets of the first party that differ in one element are queried for that element; their sums
+differ in one token out of N, so an output of few bits often stays the same.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from headcount.tasks.subsets import random_subsets
 
 TRANSMITTED = "transmitted bits"
 _CHUNK = 2**12  # subsets embedded at once
-_CANDIDATES = 256  # collisions among which those with the most different sets are taken
+_CANDIDATES = 256  # collisions from which those with the most different sets are chosen
 _RUNS = 8  # collisions that are run through the unit
 
 
 @runtime_checkable
 class EmbeddedUnit(Protocol):
-    """An attention unit (of any kind and precision inside) that reads tokens through p-bit embeddings.
+    """An attention unit (of any kind and internal precision) that reads tokens through p-bit embeddings.
 
     ``PBitAttention`` is one. ``tokens`` are the columns ``z`` (n, d'), ``y`` (n, q) and ``position`` (n,).
     """
@@ -52,14 +52,14 @@ class EmbeddedUnit(Protocol):
         """p."""
 
     def embed(self, tokens: Tokens) -> NDArray[Any]:
-        """phi of each token, (n, m); an entry takes at most 2^p values."""
+        """phi of each token, (n, m); each entry has at most 2^p possible values."""
 
     def outputs(self, tokens: Tokens) -> NDArray[np.float64]:
         """The outputs of a whole sequence, (N, d')."""
 
 
 def make_run(unit: EmbeddedUnit, tokens: int) -> Run:
-    """The unit on batches of inputs, (count, N, d)."""
+    """The function that runs the unit on batches of inputs, with outputs (count, N, d)."""
 
     def run(inputs: Inputs) -> NDArray[np.float64]:
         count = len(next(iter(inputs.values())))
@@ -70,9 +70,9 @@ def make_run(unit: EmbeddedUnit, tokens: int) -> Run:
 
 
 def reads_tokens_through_codes(unit: object) -> bool:
-    """Whether the type of ``unit`` guarantees that outputs depend on tokens through p-bit embeddings only.
+    """Whether the type of ``unit`` guarantees that outputs depend on tokens only through p-bit embeddings.
 
-    True for a ``PBitAttention`` with an embedding of this folder, not for classes derived from them.
+    True for a ``PBitAttention`` with an embedding of ``headcount.pbit``, false for subclasses of these.
     """
     if type(unit) is not PBitAttention or type(unit.embedding) not in (SetEmbedding, SymbolEmbedding):
         return False
@@ -80,11 +80,11 @@ def reads_tokens_through_codes(unit: object) -> bool:
 
 
 def refute_embedding(unit: EmbeddedUnit, task: QSA, seed: int = 0, limit: int = 2**16) -> Refutation:
-    """Two subsets of token 0 that have the same embedding, and inputs that tell them apart.
+    """Two subsets of token 0 with the same embedding, and inputs whose targets differ.
 
-    A unit that carries tokens around its embedding, or whose embedding holds more than m p bits, is outside
-    the bound (``does not apply``): pairs with equal embeddings then give different outputs, or there are
-    more embeddings than 2^(m p).
+    The bound does not apply (``does not apply``) to a unit in which tokens bypass the embedding, or whose embedding
+    has more than m p bits: pairs with equal embeddings then give different outputs, or there are
+    more than 2^(m p) embeddings.
     """
     n, q, dim = task.tokens, task.sparsity, task.dim
     needed = least_bits(Sizes(tokens=n, sparsity=q)).value
@@ -137,7 +137,7 @@ def refute_embedding(unit: EmbeddedUnit, task: QSA, seed: int = 0, limit: int = 
 
 
 def _more_than_declared(unit: EmbeddedUnit, codes: NDArray[Any]) -> str:
-    """How the embeddings seen exceed m numbers of p bits; empty if they do not."""
+    """A description of how the observed embeddings exceed m numbers of p bits; empty if they do not."""
     m, p = unit.embedding_dim, unit.precision_bits
     if codes.shape[1] != m:
         return f"the embedding has {codes.shape[1]} numbers, not m = {m}"
@@ -149,7 +149,7 @@ def _more_than_declared(unit: EmbeddedUnit, codes: NDArray[Any]) -> str:
 
 
 def _subsets(n: int, q: int, limit: int, seed: int) -> NDArray[np.int64]:
-    """q-subsets of tokens 1..n-1: all of them if they are at most ``limit``, else random distinct ones."""
+    """q-subsets of tokens 1..n-1: all of them if there are at most ``limit``, otherwise distinct random ones."""
     if math.comb(n - 1, q) <= limit:
         return np.array(list(itertools.combinations(range(1, n), q)), dtype=np.int64).reshape(-1, q)
     rng = numpy_generator(seed, "bounds", "embedding search")
@@ -157,9 +157,9 @@ def _subsets(n: int, q: int, limit: int, seed: int) -> NDArray[np.int64]:
 
 
 def refute_match3(layer: PBitAttention, task: Match3, seed: int = 0, limit: int = 2**10) -> Refutation:
-    """Two inputs with one output at token 0, of which only one is a match there.
+    """Two inputs with the same output at token 0, where only one of them is a match.
 
-    What is counted is the layer's value width and heads (``protocol.match3_bits``), not its embedding width.
+    The bound counts the layer's value width and heads (``two_party.match3_bits``), not its embedding width.
     """
     n, modulus = match3_sets(task.tokens), task.residues
     if n < 1 or modulus < 2 * n + 2 or task.distinct:

@@ -1,4 +1,4 @@
-"""Refute a concrete model: two inputs on which it cannot be right both times, found by running it."""
+"""Refute a concrete model with two inputs on which it cannot be correct for both, found by running it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from headcount.tasks.qsa import QSA
 
 
 def refute(model: Any, task: Task, *, seed: int = 0, **options: Any) -> Refutation:
-    """Look for a witness that ``model`` is too small for ``task``.
+    """Search for a witness that ``model`` is too small for ``task``.
 
-    - any torch net with linear layers, on qSA: a kernel direction of its first layer, whose rank counts and not
-      its width (``encode``: how z and y become the net's input, if it is not vec(X));
+    - any torch net with linear layers, on qSA: a kernel direction of its first layer, whose rank matters and not
+      its width (``encode``: maps z and y to the net's input if that is not vec(X));
     - a recurrent net with a quantised state (``RecurrentNet``, e.g. ``QuantisedRNN``), on qSA: a state
-      collision (``limit``: states kept by the search);
+      collision (``limit``: number of states that the search keeps);
     - an attention unit on p-bit embeddings (``EmbeddedUnit``, e.g. ``PBitAttention``), on qSA: two query sets
-      with one embedding; a ``PBitAttention`` layer on Match3: two inputs with one output (``limit``:
-      candidates tried).
+      with the same embedding; a ``PBitAttention`` layer on Match3: two inputs with the same output (``limit``:
+      number of candidates).
 
-    A model that is large enough gets "no witness from this bound"; a witness is only ever returned after the
-    model was run on it. A model that does not meet a hypothesis of the bound (a residual connection carries
-    tokens around the layer that is counted) gets "this bound does not apply" with that hypothesis. It is
-    ``impossible`` only with a witness, or where its type guarantees the hypotheses (``witness.Verdict``).
+    For a model that is large enough the answer is "no witness from this bound"; a witness is returned only after
+    the model has been run on it. For a model that violates a hypothesis of the bound (such as a residual connection
+    that bypasses the counted layer) the answer is "this bound does not apply" with that hypothesis. A model is
+    ``impossible`` only with a witness, or if its type guarantees the hypotheses (``witness.Verdict``).
 
     >>> import torch
     >>> from headcount import refute, tasks

@@ -1,13 +1,13 @@
-"""Refute a fully connected net on qSA: a direction of z that is in the kernel of its first layer.
+"""Refute a fully connected net on qSA with a direction of z in the kernel of its first layer.
 
-The argument is that of ``qsa_mlp``. Here it is run: the columns W_z of the first linear layer that multiply z
-are measured by feeding basis vectors (so it does not matter how the net arranges its input), and z = delta,
-z = -delta, with delta in the kernel of W_z, go through the whole net. What counts is the rank of W_z, not the
-number of units: a wide layer of low rank has a kernel too.
+This applies the argument of ``qsa_mlp`` to a concrete net: the columns W_z of the first linear layer that multiply z
+are measured with basis vectors as inputs (so the layout of the net's input does not matter), and the whole net is
+run on z = delta and z = -delta, with delta in the kernel of W_z. The rank of W_z matters, not the
+number of units: a wide layer of low rank also has a kernel.
 
-The rank is numerical: a product of two factors, stored in float32, has full rank by its rounding errors
-alone. A singular value counts as zero below ``rank_tolerance``. A net that does use such small singular
-values gives different outputs on the pair; its rank is then taken up to float64 rounding.
+The rank is numerical: rounding errors alone give a product of two factors, stored in float32, full rank.
+Singular values below ``rank_tolerance`` count as zero. A net that does use such small singular
+values gives different outputs on the pair; its rank is then computed up to float64 rounding.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from headcount.tasks.qsa import QSA
 Encode = Callable[[Inputs], Tensor]
 """The model's input from a batch of qSA inputs ``z`` (count, N, d') and ``y`` (count, N, q)."""
 
-_BATCH = 256  # basis vectors fed at once
+_BATCH = 256  # basis vectors per forward pass
 
 
 def first_linear(model: nn.Module) -> nn.Linear:
@@ -45,7 +45,7 @@ def first_linear(model: nn.Module) -> nn.Linear:
 
 
 def default_encode(model: nn.Module, task: QSA) -> Encode:
-    """vec(X), or the tokens (z; y; i) as rows, whichever the first linear layer takes."""
+    """vec(X), or the tokens (z; y; i) as rows, whichever matches the first linear layer."""
     weight = first_linear(model).weight
     features = task.dim + task.sparsity + 1
     if weight.shape[1] not in (features, features * task.tokens):
@@ -64,7 +64,7 @@ def default_encode(model: nn.Module, task: QSA) -> Encode:
 
 
 def make_run(model: nn.Module, task: QSA, encode: Encode) -> Run:
-    """The net on batches of qSA inputs, in evaluation mode, (count, N, d')."""
+    """The function that runs the net on batches of qSA inputs in evaluation mode, with outputs (count, N, d')."""
 
     def run(inputs: Inputs) -> NDArray[np.float64]:
         with evaluation(model):
@@ -82,7 +82,7 @@ def make_run(model: nn.Module, task: QSA, encode: Encode) -> Run:
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module's mode is put back afterwards."""
+    """Evaluation mode without gradients; the mode of each module is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -94,7 +94,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def first_activations(model: nn.Module, x: Tensor) -> Tensor:
-    """What the first linear layer that runs makes of x, without its bias, (count, outputs) in float64."""
+    """The output, without bias, of the first linear layer that runs on x: (count, outputs) in float64."""
     seen: list[Tensor] = []
 
     def remember(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -115,7 +115,7 @@ def first_activations(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def first_layer_on_z(model: nn.Module, task: QSA, encode: Encode) -> Tensor | None:
-    """The first layer as a matrix (outputs, N d') on vec(z); ``None`` if it does not see z linearly."""
+    """The first layer as a matrix (outputs, N d') on vec(z); ``None`` if it does not depend linearly on z."""
     n, d = task.tokens, task.dim
     y = np.broadcast_to(np.arange(task.sparsity), (1, n, task.sparsity))
 
@@ -130,7 +130,7 @@ def first_layer_on_z(model: nn.Module, task: QSA, encode: Encode) -> Tensor | No
     probe = numpy_generator(0, "bounds", "linearity probe").uniform(-1, 1, n * d) / math.sqrt(d)
     seen = (activations(probe[None]) - origin)[0]
     expected = matrix @ torch.from_numpy(probe).to(matrix)
-    # The input may have been rounded to the net's own dtype on the way: a few units of float32 or half.
+    # The input may have been rounded to the dtype of the net: an error of a few units of float32 or half.
     slack = 100 * torch.finfo(first_linear(model).weight.dtype).eps
     scale = matrix.abs().sum(1).max() + origin.abs().max()
     return matrix if bool((seen - expected).abs().max() <= slack * scale) else None
@@ -150,11 +150,11 @@ class Kernel:
 
 
 def rank_tolerance(matrix: Tensor, dtype: torch.dtype) -> float:
-    """Below this a singular value of a matrix stored in ``dtype`` may be rounding: 4 eps ||W||_F.
+    """The threshold below which a singular value of a matrix in ``dtype`` may be rounding error: 4 eps ||W||_F.
 
     Rounding every entry to a relative eps changes the matrix by at most eps ||W||_F in the Frobenius norm,
-    and so every singular value by no more (Weyl); the factor 4 leaves room for sums that were rounded on the
-    way, as in a product of two factors. It is at least the rounding of the float64 computation here.
+    and so every singular value by at most as much (Weyl); the factor 4 allows for rounding of intermediate
+    sums, as in a product of two factors. The threshold is at least the rounding error of this float64 computation.
 
     >>> rank_tolerance(torch.eye(4), torch.float32) == 4 * 2.0**-23 * 2
     True
@@ -168,26 +168,26 @@ def kernel_of(matrix: Tensor, dtype: torch.dtype, tries: int, seed: int) -> Kern
     units, n = matrix.shape
     tolerance, exact = rank_tolerance(matrix, dtype), rank_tolerance(matrix, torch.float64)
     if units < n:
-        rows, triangle = torch.linalg.qr(matrix.T)  # rows: an orthonormal basis of a space that holds all rows
+        rows, triangle = torch.linalg.qr(matrix.T)  # rows: an orthonormal basis of a space that contains all rows
         sizes = torch.linalg.svdvals(triangle)
         noise = torch.from_numpy(numpy_generator(seed, "bounds", "kernel").standard_normal((n, tries)))
         inside = noise.to(matrix)
-        for _ in range(2):  # the second pass removes the rounding of the first
+        for _ in range(2):  # the second pass removes the rounding errors of the first
             inside = inside - rows @ (rows.T @ inside)
         directions = inside.T
     else:
         _, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
-        # A kernel up to float64 rounding leaves no doubt; directions within the tolerance are for want of one.
+        # A kernel up to float64 rounding is preferred; directions within the tolerance are the fallback.
         directions = right[sizes <= (exact if sizes[-1] <= exact else tolerance)].flip(0)[:tries]
     return Kernel(directions.cpu().numpy(), int((sizes > tolerance).sum()), int((sizes > exact).sum()))
 
 
 def best_subset(blocks: NDArray[np.float64], q: int) -> tuple[NDArray[np.int64], float]:
-    """A q-subset of the blocks (N, d') whose sum is long, and that length.
+    """A q-subset of the blocks (N, d') with a sum of large norm, and that norm.
 
-    In a direction e the longest sums are those of the q largest and of the q smallest <block, e>; starting
-    from e the largest block, and then turning e to the sum found, the length only grows. Starting there it
-    is at least half of the largest block (``qsa_mlp.full_rank_any_sparsity``).
+    In a direction e the largest sums are those of the q largest and of the q smallest <block, e>; starting
+    with the largest block as e and then replacing e by the current sum, the norm never decreases. With this start it
+    is at least half the norm of the largest block (``qsa_mlp.full_rank_any_sparsity``).
     """
     e = blocks[np.linalg.norm(blocks, axis=1).argmax()]
     best: tuple[NDArray[np.int64], float] = (np.arange(q), -1.0)
@@ -206,8 +206,8 @@ def refute_mlp(model: nn.Module, task: QSA, encode: Encode | None = None, seed: 
     """Two inputs that a net whose first layer has rank below N d' on z cannot distinguish.
 
     The bound is ``qsa-mlp-q1`` or ``qsa-mlp-any-q``. It does not apply to a net in which z reaches the
-    output around the first linear layer (a residual connection, a second input layer), nor for q = N, where
-    all targets are the mean of all z, which rank d' is enough for.
+    output by bypassing the first linear layer (a residual connection, a second input layer), nor for q = N, where
+    all targets are the mean of all z, for which rank d' suffices.
     """
     n, d, q = task.tokens, task.dim, task.sparsity
     bound, needed = "qsa-mlp-q1" if q == 1 else "qsa-mlp-any-q", n * d

@@ -1,12 +1,12 @@
-"""Refute a recurrent net with a quantised state on qSA: two histories that leave the same state.
+"""Refute a recurrent net with a quantised state on qSA with two histories that lead to the same state.
 
-The argument is that of ``qsa_rnn``. The search walks through the tokens, keeps one history for every state
-reached, and extends each with z = e1 and z = -e1. If the state takes 2^S values, then after S + 1 free
-tokens two histories must share one: with a frontier of more than 2^S states the search cannot miss. Beyond
-that size it keeps a random part of the frontier (collisions by birthday, at about 2^(S/2) states), and it
-also tries pairs that differ in one early token alone, which finds nets that forget. If nothing is found, the
-counting argument stands for a net whose type guarantees that it answers from its state
-(``answers_from_state``); about any other net nothing is said.
+This applies the argument of ``qsa_rnn``. The search processes the tokens in order, keeps one history for every
+state reached, and extends each with z = e1 and z = -e1. If the state takes 2^S values, then after S + 1 free
+tokens two histories must share one: with a frontier of more than 2^S states the search always finds a collision. If
+the limit is smaller, it keeps a random part of the frontier (birthday collisions, at about 2^(S/2) states), and it
+also tries pairs that differ only in one early token, which detects nets that forget. If nothing is found, the
+counting argument still applies to a net whose type guarantees that its answer depends only on its state
+(``answers_from_state``); for any other net the result is undecided.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from headcount.refutation.witness import Comparison, Inputs, Refutation, Run, Wi
 from headcount.tasks.qsa import QSA
 
 Signs = NDArray[np.int8]
-_CANDIDATES = 16  # collisions that are run through the net before the search goes on
+_CANDIDATES = 16  # collisions that are run through the net before the search continues
 
 
 def _like(model: nn.Module) -> Tensor:
-    """A tensor of the device and type that the net works in."""
+    """A tensor with the device and dtype of the net."""
     return next(model.parameters(), torch.zeros(()))
 
 
 class _Reader:
-    """Feeds sign patterns to the net: token j holds signs_j e1, the last q-1 before the query hold 0."""
+    """Encode sign patterns as tokens: token j has the value signs_j e1, the last q-1 before the query have 0."""
 
     def __init__(self, net: RecurrentNet, task: QSA) -> None:
         self.net, self.task = net, task
@@ -54,7 +54,7 @@ class _Reader:
         return torch.from_numpy(rows).to(self.like)
 
     def inputs(self, signs: Signs, j: int) -> Inputs:
-        """The whole sequence: these signs, and a last token that asks for token j and those that hold 0."""
+        """The whole sequence: these signs, and a last token that queries token j and the tokens with value 0."""
         n, q = self.task.tokens, self.task.sparsity
         z = np.zeros((n, self.task.dim))
         z[: self.free, 0] = signs
@@ -64,10 +64,10 @@ class _Reader:
 
 
 def _collisions(states: Tensor) -> list[tuple[int, int]]:
-    """Pairs of rows that are equal, one pair for each repeated state."""
+    """Pairs of equal rows, one pair for each repeated state."""
     wide = states.detach().double() if states.is_floating_point() else states.long()
     rows = np.ascontiguousarray(wide.cpu().numpy())
-    # Sorted by a random linear hash of the bits (wrapping), then compared: fast, and never a false pair.
+    # Sort by a random linear hash of the bits (wrapping), then compare: fast and without false pairs.
     factors = numpy_generator(0, "bounds", "state hash").integers(-(2**63), 2**63, rows.shape[1]) | 1
     order = np.argsort(rows.view(np.int64) @ factors, kind="stable")
     same = (rows[order[1:]] == rows[order[:-1]]).all(1)
@@ -75,7 +75,7 @@ def _collisions(states: Tensor) -> list[tuple[int, int]]:
 
 
 def make_run(model: nn.Module, task: QSA) -> Run:
-    """The net on batches of qSA inputs; outputs (count, N, d')."""
+    """The function that runs the net on batches of qSA inputs, with outputs (count, N, d')."""
     like = _like(model)
 
     def run(inputs: Inputs) -> NDArray[np.float64]:
@@ -89,10 +89,10 @@ def make_run(model: nn.Module, task: QSA) -> Run:
 
 
 def answers_from_state(net: object) -> bool:
-    """Whether the type of ``net`` guarantees that it answers from a state of ``state_bits`` bits alone.
+    """Whether the type of ``net`` guarantees that its answer depends only on a state of ``state_bits`` bits.
 
-    True for a ``QuantisedRNN`` with a cell of torch and a linear readout, without hooks; not for classes
-    derived from them.
+    True for a ``QuantisedRNN`` with a torch cell and a linear readout, without hooks; false for subclasses
+    of these.
     """
     if type(net) is not QuantisedRNN or type(net.cell) not in (nn.RNNCell, nn.GRUCell):
         return False
@@ -101,10 +101,10 @@ def answers_from_state(net: object) -> bool:
 
 
 def refute_rnn(model: RecurrentNet, task: QSA, seed: int = 0, limit: int = 2**13) -> Refutation:
-    """Two histories of signs that the net cannot tell apart; the search keeps at most ``limit`` states.
+    """Two sign histories that the net cannot distinguish; the search keeps at most ``limit`` states.
 
-    A net that reads earlier tokens around its state, or whose state takes more than 2^S values, is outside
-    the bound (``does not apply``).
+    The bound does not apply (``does not apply``) to a net that accesses earlier tokens other than through its state,
+    or whose state takes more than 2^S values.
     """
     bound = "qsa-rnn-q1" if task.sparsity == 1 else "qsa-rnn-any-q"
     needed, has = task.tokens - task.sparsity, int(model.state_bits)
@@ -148,13 +148,13 @@ Pair = tuple[Signs, Signs]
 
 
 def _then(pairs: list[Pair], reader: _Reader, rng: np.random.Generator, limit: int) -> Iterator[Pair]:
-    """These pairs, and if none of them was enough, those of nets that forget."""
+    """These pairs, followed by the pairs for nets that forget if none of these suffices."""
     yield from pairs
     yield from _by_forgetting(reader, rng, limit)
 
 
 def _by_walking(reader: _Reader, rng: np.random.Generator, limit: int) -> tuple[list[Pair], int]:
-    """Pairs of sign patterns that leave the same state, and the most distinct states seen after one token."""
+    """Pairs of sign patterns that lead to the same state, and the maximum number of distinct states after a token."""
     history: Signs = np.zeros((1, 0), dtype=np.int8)
     most = 1
     state = reader.net.initial_state(1)
@@ -164,7 +164,7 @@ def _by_walking(reader: _Reader, rng: np.random.Generator, limit: int) -> tuple[
         state = reader.net.step(torch.cat([state, state]), reader.token(position, signs))
         pairs = _collisions(state)
         if pairs:
-            # Whatever follows is the same for both: any later signs do.
+            # The remaining tokens are the same for both, so any later signs will do.
             rest = np.ones(reader.free - position - 1, dtype=np.int8)
             chosen = pairs[:_CANDIDATES]
             return [(np.append(history[a], rest), np.append(history[b], rest)) for a, b in chosen], most
@@ -176,7 +176,7 @@ def _by_walking(reader: _Reader, rng: np.random.Generator, limit: int) -> tuple[
 
 
 def _by_forgetting(reader: _Reader, rng: np.random.Generator, limit: int) -> list[Pair]:
-    """Pairs that differ in the first token alone and have become the same state by the end."""
+    """Pairs that differ only in the first token and lead to the same final state."""
     count = max(1, min(limit // 2, 1024))
     one = (2 * rng.integers(0, 2, (count, reader.free)) - 1).astype(np.int8)
     two = one.copy()

@@ -1,4 +1,4 @@
-"""Models to refute: random ones of given sizes, and fully connected nets read from a file."""
+"""Models to refute: random models of specified sizes, and fully connected nets loaded from a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from headcount.tasks import Task
 
 @dataclass(frozen=True)
 class SampleSizes:
-    """What ``headcount refute`` is asked for."""
+    """The sizes and options of ``headcount refute``."""
 
     task: str = "qsa"
     tokens: int = 64
@@ -83,10 +83,10 @@ def _activation(name: str) -> type[nn.Module]:
 def random_mlp(
     widths: list[int], activation: str = "ReLU", seed: int = 0, first_rank: int | None = None
 ) -> nn.Sequential:
-    """A float32 net with normal weights of deviation 1/sqrt(inputs) and small biases.
+    """A float32 net with normal weights of standard deviation 1/sqrt(inputs) and small biases.
 
-    With ``first_rank`` the first layer's weight matrix is a product of two normal factors of that inner
-    width, up to the rounding of its entries.
+    With ``first_rank`` the weight matrix of the first layer is a product of two normal factors with that inner
+    dimension, up to rounding of its entries.
     """
     if first_rank is not None and first_rank > min(widths[:2]):
         raise HeadcountError(
@@ -113,7 +113,7 @@ def random_mlp(
 def read_mlp(path: Path, activation: str = "ReLU") -> nn.Sequential:
     """The linear layers of a saved ``nn.Sequential`` (keys ``0.weight``, ``0.bias``, ``2.weight``, ...).
 
-    The activation stands between consecutive linear layers; the file does not say which it is.
+    ``activation`` is inserted between consecutive linear layers; the file does not record it.
     """
     between = _activation(activation)
     tensors = read_tensors(path)

@@ -1,8 +1,8 @@
-"""Witnesses on disk: one safetensors file with both inputs, the model where it can be rebuilt, and the claim.
+"""Witnesses on disk: one safetensors file with both inputs, the claim, and the model if it can be rebuilt.
 
-What can be rebuilt: ``nn.Sequential`` of the layers in ``LAYERS``, ``QuantisedRNN`` with a linear readout,
-and ``PBitAttention`` with the embeddings of this folder. For any other model the file holds the inputs
-alone, and replaying needs the model itself.
+Models that can be rebuilt: ``nn.Sequential`` of the layers in ``LAYERS``, ``QuantisedRNN`` with a linear readout,
+and ``PBitAttention`` with the embeddings of ``headcount.pbit``. For any other model the file contains only the
+inputs, and the caller must pass the model to replay the witness.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from headcount.tasks.qsa import QSA
 
 
 class Record(BaseModel):
-    """The claim of a witness file (its metadata); checked when read."""
+    """The claim of a witness file (its metadata); validated when read."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,7 +50,7 @@ class Record(BaseModel):
 
 
 class Replay(BaseModel):
-    """What running a witness again gave."""
+    """The result of replaying a witness."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -85,10 +85,10 @@ def save(path: Path, refutation: Refutation, model: Any) -> None:
 
 
 def replay(path: Path, model: Any = None) -> Replay:
-    """Run a saved witness again; ``CheckFailedError`` if it no longer holds.
+    """Replay a saved witness; raise ``CheckFailedError`` if it no longer holds.
 
-    The targets are solved anew and the model is run anew; nothing is taken from the file but the two inputs
-    and, unless ``model`` is given, the model.
+    The targets are recomputed and the model is run again; only the two inputs are taken from the file and, if
+    ``model`` is ``None``, the model.
     """
     record, tensors = _read(Path(path))
     inputs: dict[str, dict[str, Any]] = {"first": {}, "second": {}}
@@ -132,7 +132,7 @@ def _read(path: Path) -> tuple[Record, dict[str, Tensor]]:
 
 
 def run_of(model: Any, task: Task) -> Run:
-    """How to run each kind of model on batches of the task."""
+    """The function that runs a model of any supported kind on batches of the task."""
     if isinstance(model, refute_attention.EmbeddedUnit):
         return refute_attention.make_run(model, task.tokens)
     if not isinstance(task, QSA):

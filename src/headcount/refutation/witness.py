@@ -1,11 +1,11 @@
-"""A witness: two inputs that a model cannot distinguish, though their targets are far apart.
+"""A witness: two inputs that a model cannot distinguish although their targets differ.
 
-If the outputs at one token are o apart and the targets t apart, then on one of the two inputs the model is
-off by at least (t - o)/2, whatever it was trained for. Every witness here was measured by running the
+If the outputs at one token differ by o and the targets by t, then the error of the model on one of the two
+inputs is at least (t - o)/2, whatever its training. Every witness here is measured by running the
 model.
 
-A lower bound speaks about models that meet its hypotheses. The answers here keep that apart (``Verdict``):
-a model is called impossible only with a measured witness, or where its code guarantees the hypotheses.
+A lower bound applies only to models that satisfy its hypotheses. ``Verdict`` distinguishes these cases:
+a model is called impossible only with a measured witness, or if its code guarantees the hypotheses.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ Run = Callable[[Inputs], NDArray[np.float64]]
 """The model on a batch of inputs: (count, N, d) outputs."""
 
 CLOSE = 0.01
-"""Outputs count as equal when they are closer than this share of the targets' distance: the model is then
-off by at least 99% of half of that distance. Exact arithmetic gives 0; this leaves room for a float32 net."""
+"""Outputs count as equal if their distance is at most this fraction of the target distance: the error of the
+model is then at least 99% of half that distance. Exact arithmetic gives 0; the tolerance allows for float32 nets."""
 
 Verdict = Literal["witness", "counting", "allowed", "undecided", "does not apply"]
-"""What a refutation says about a model:
+"""The possible conclusions about a model:
 
-- ``witness``: two inputs were found on which it cannot be right both times, and it was run on them;
+- ``witness``: two inputs were found on which it cannot be correct for both, and it was run on them;
 - ``counting``: no such inputs were found, but the model is below the bound, and its type guarantees every
   hypothesis of the bound;
 - ``allowed``: it is at or above the bound;
 - ``undecided``: it is below the bound, no inputs were found, and the hypotheses cannot be checked from outside;
-- ``does not apply``: it does not meet a hypothesis of the bound, so the bound says nothing about it.
+- ``does not apply``: it violates a hypothesis of the bound, so the bound gives no information about it.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Witness:
-    """Two inputs, the token at which they were compared, and what running the model gave."""
+    """Two inputs, the token at which they are compared, and the measured distances."""
 
     first: Inputs
     second: Inputs
@@ -56,17 +56,17 @@ class Witness:
 
     @property
     def error(self) -> float:
-        """The model is off by at least this much on one of the two inputs."""
+        """A lower bound on the error of the model on one of the two inputs."""
         return max(0.0, (self.target_distance - self.output_distance) / 2)
 
     @property
     def holds(self) -> bool:
-        """Whether the outputs are as good as equal and the targets are not."""
+        """Whether the outputs are equal within ``CLOSE`` and the targets differ."""
         return bool(self.target_distance > 0 and self.output_distance <= CLOSE * self.target_distance)
 
 
 def measure(task: Task, run: Run, first: Inputs, second: Inputs, token: int) -> Witness:
-    """Run the model on both inputs, as one batch, and solve the task on both."""
+    """Run the model on both inputs as one batch and compute the targets of both."""
     both = task.batch(**{name: np.stack([first[name], second[name]]) for name in first})
     outputs = np.asarray(run(both.inputs), dtype=np.float64)
     if task.answer == "vector" and outputs.shape != both.targets.shape:
@@ -78,18 +78,18 @@ def measure(task: Task, run: Run, first: Inputs, second: Inputs, token: int) -> 
         float(np.linalg.norm(np.asarray(pair[0], dtype=np.float64) - np.asarray(pair[1], dtype=np.float64)))
         for pair in (outputs[:, token], both.targets[:, token])
     ]
-    if not np.isfinite(distances[0]):  # a model that gives no number is no witness of equal outputs
+    if not np.isfinite(distances[0]):  # non-finite outputs are no evidence of equal outputs
         distances[0] = float("inf")
     return Witness(first, second, token, *distances)
 
 
 @dataclass(frozen=True, eq=False)
 class Refutation:
-    """The answer of ``headcount.refute``.
+    """The result of ``headcount.refute``.
 
-    ``needed`` and ``has`` count the same ``unit``; they are ``None`` where a failing hypothesis leaves nothing
-    to count. ``failing_hypothesis`` is the hypothesis of the bound that the model does not meet, as the bound
-    states it. ``reason`` is the line for people.
+    ``needed`` and ``has`` count the same ``unit``; they are ``None`` if a violated hypothesis leaves nothing
+    to count. ``failing_hypothesis`` is the hypothesis of the bound that the model violates, in the wording of the
+    bound. ``reason`` is the human-readable explanation.
     """
 
     task: Task
@@ -104,7 +104,7 @@ class Refutation:
 
     @property
     def witness_found(self) -> bool:
-        """Whether a verified witness is there."""
+        """Whether there is a verified witness."""
         return self.witness is not None
 
     @property
@@ -135,7 +135,7 @@ class Refutation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One model against one bound; the methods make the five answers.
+    """Comparison of one model with one bound; the methods construct the five verdicts.
 
     >>> from headcount import tasks
     >>> compared = Comparison(tasks.get("qsa", tokens=8, sparsity=2), "qsa-bits", 5, 4, "embedding bits")
@@ -182,7 +182,7 @@ class Comparison:
         return self._answer("undecided", reason)
 
     def fails(self, words: str, evidence: str) -> Refutation:
-        """The model does not meet the hypothesis of the bound that contains ``words``."""
+        """The model violates the hypothesis of the bound that contains ``words``."""
         hypothesis = next(text for text in get(self.bound).hypotheses if words in text)
         reason = f'this bound does not apply ({self.bound}): the model does not meet "{hypothesis}": {evidence}'
         return self._answer("does not apply", reason, failing_hypothesis=hypothesis)

@@ -1,4 +1,4 @@
-"""From the records of a run to what a report shows."""
+"""Building report views from the records of a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from headcount.trimming.evaluate.result import Evaluation, speeds
 from headcount.trimming.plan.make import Plan, PlanRecord
 
 PACKAGES = ("headcount", "torch", "transformers", "tokenizers", "numpy", "plotly")
-"""Whose versions a report names, with Python's own."""
+"""Packages whose versions a report lists, in addition to Python."""
 
 
 def from_records(
@@ -49,20 +49,20 @@ def from_records(
     saturation: Saturation | None = None,
     selection: Selection | None = None,
 ) -> ReportView:
-    """Put the records of audit, plan, trim and evaluate together.
+    """Combine the records of audit, plan, trim and evaluate into a report view.
 
     Args:
-        audit: of the dense model.
-        plans: by the name of the model that was trimmed with it, as ``evaluation`` calls that model.
-        evaluation: the dense model first.
-        audit_timing: what the audit cost.
+        audit: audit of the dense model.
+        plans: by name of the model trimmed with it, as used in ``evaluation``.
+        evaluation: evaluation record with the dense model first.
+        audit_timing: cost of the audit.
         timing: speed and memory of the evaluated models, in the same order.
-        made: how it came to be, see ``made_by``.
+        made: provenance of the report, see ``made_by``.
         saturation: a saturation audit of the same model.
-        selection: a selection audit of it.
+        selection: a selection audit of the same model.
 
     Raises:
-        HeadcountError: a plan, or a saturation or selection audit, of another model than the audit's.
+        HeadcountError: a plan or a saturation or selection audit of a different model.
 
     Example:
         >>> view = from_records(audit.record, {"half": plan.record}, found.record)  # doctest: +SKIP
@@ -114,7 +114,7 @@ def from_run(
     saturation: Saturation | None = None,
     selection: Selection | None = None,
 ) -> ReportView:
-    """``from_records`` for the objects that the verbs return."""
+    """``from_records`` for the objects returned by ``audit``, ``plan`` and ``evaluate``."""
     return from_records(
         audit.record,
         {name: plan.record for name, plan in (plans or {}).items()},
@@ -128,12 +128,12 @@ def from_run(
 
 
 def audit_view(record: AuditRecord, timing: AuditTiming | None = None) -> AuditView:
-    """What a report shows of an audit."""
+    """The report view of an audit."""
     layers = tuple(
         LayerView(
             k_width=spec.k_width,
             v_width=spec.v_width,
-            spectra={side: tuple(found.joint) for side, found in layer.sides.items()},
+            spectra={side: tuple(side_spectra.joint) for side, side_spectra in layer.sides.items()},
             heads=tuple(HeadView(**head.model_dump()) for head in layer.heads),
         )
         for layer, spec in zip(record.layers, record.spec.layers, strict=True)
@@ -156,7 +156,7 @@ def audit_view(record: AuditRecord, timing: AuditTiming | None = None) -> AuditV
 
 
 def plan_view(name: str, record: PlanRecord, rotary: bool, repaired: bool | None = None) -> PlanView:
-    """What a report shows of a plan; ``rotary``: whether the model's keys are rotated."""
+    """The report view of a plan; ``rotary``: whether the model has rotary embeddings."""
     return PlanView(
         name=name,
         form=record.form,
@@ -179,10 +179,10 @@ def evaluation_view(
     *,
     calibrated_on: Collection[str] | None = None,
 ) -> EvaluationView:
-    """What a report and the terminal show of an evaluation.
+    """The view of an evaluation for reports and the terminal.
 
-    ``plans`` by the name of the trimmed model. ``calibrated_on``: the kinds that statistics really came from, where
-    they are known; the record only knows the default ones.
+    ``plans``: by name of the trimmed model. ``calibrated_on``: the kinds of text used for calibration, if known; the
+    record assumes the default ones.
     """
     plans = plans or {}
     record = _told(record, calibrated_on)
@@ -194,11 +194,11 @@ def evaluation_view(
             perplexity={text.kind: text.perplexity for text in model.texts},
             cache_bytes_per_token=model.cache_bytes_per_token,
             attention_params=model.spec.attention_params,
-            decode_tokens_per_s=next(iter(own.values())).decode_tokens_per_s if own else None,
+            decode_tokens_per_s=next(iter(model_speeds.values())).decode_tokens_per_s if model_speeds else None,
             how=", ".join(part for part in (_how(plans.get(model.name)), model.dtype) if part),
             sample=clean(model.sample or ""),
         )
-        for name, model, own in zip(names, record.models, ways, strict=True)
+        for name, model, model_speeds in zip(names, record.models, ways, strict=True)
     )
     return EvaluationView(
         models=models,
@@ -216,7 +216,7 @@ def evaluation_view(
 def made_by(
     commands: Sequence[Sequence[str]], *, seed: int | None = None, threads: int | None = None, notes: Sequence[str] = ()
 ) -> MadeView:
-    """How a report came to be: command lines without a machine's paths, and the versions at hand.
+    """The provenance of a report: command lines without local paths, and installed versions.
 
     >>> made_by([["headcount", "demo", "--out", "/tmp/run one"]]).commands
     ("headcount demo --out 'run one'",)
@@ -232,7 +232,7 @@ def made_by(
 
 
 def distinct(names: list[str]) -> list[str]:
-    """Names told apart by a number where they are equal.
+    """Names with a number appended to duplicates.
 
     >>> distinct(["half", "dense", "half"])
     ['half', 'dense', 'half (2)']
@@ -241,14 +241,14 @@ def distinct(names: list[str]) -> list[str]:
 
 
 def _told(record: EvaluationRecord, calibrated_on: Collection[str] | None) -> EvaluationRecord:
-    """The record with kinds that are safe to print, and grouped by what statistics came from."""
+    """The record with printable kind names, grouped by the kinds used for calibration."""
 
-    def group(kind: str, own: Group) -> Group:
+    def group(kind: str, recorded: Group) -> Group:
         if calibrated_on is None:
-            return own
+            return recorded
         if kind in calibrated_on:
             return "calibrated"
-        return "unseen" if own == "calibrated" else own
+        return "unseen" if recorded == "calibrated" else recorded
 
     texts = [
         text.model_copy(update={"kind": clean(text.kind), "group": group(text.kind, text.group)})

@@ -1,4 +1,4 @@
-"""From run folders on disk to what a report shows."""
+"""Building a report view from run folders on disk."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from headcount.trimming.evaluate.result import Evaluation
 from headcount.trimming.plan.make import Plan
 
 KINDS = ("audit", "plan", "evaluation", "saturation", "selection")
-"""Run folders that a report reads; others that lie beside them are passed over."""
+"""Kinds of run folders that a report reads; other folders are ignored."""
 
 
 Run = TypeVar("Run", Saturation, Selection)
 
 
 @dataclass
-class _Found:
-    """Run folders by kind; ``named``: those that the user named one by one."""
+class _RunFolders:
+    """Run folders by kind; ``named``: those listed explicitly by the user."""
 
     audit: list[Path] = field(default_factory=list)
     plan: list[Path] = field(default_factory=list)
@@ -40,39 +40,39 @@ class _Found:
 
 
 def from_folders(folders: Sequence[Path | str], *, made: MadeView | None = None) -> ReportView:
-    """A report of run folders: of audits, plans and an evaluation in any order, or of a folder that holds them.
+    """A report on run folders: audits, plans and an evaluation in any order, or a folder that contains them.
 
-    A plan belongs to the evaluated model that was trimmed with it, or, where a model was made before headcount recorded
-    its plan, that has the plan's ranks, allocator and metric. An audit that is not given is that of the plans.
-    Saturation and selection audits that lie in a folder are shown where they are finished and of the audit's model.
+    A plan belongs to the evaluated model that was trimmed with it. For a model made before headcount recorded plans, it
+    is matched by ranks, allocator and metric. If no audit is given, the audit of the plans is used. Saturation and
+    selection audits in a folder are included if they are finished and measured the same model.
 
     Args:
-        folders: as ``audit`` (by itself, with ``--saturation``, with ``--selection``), ``plan`` and ``evaluate`` wrote
-            them, or one that holds them, as ``demo`` makes it.
-        made: how it came to be, see ``collect.made_by``.
+        folders: outputs of ``audit`` (also with ``--saturation`` or ``--selection``), ``plan`` and ``evaluate``,
+            or a folder that contains them, as written by ``demo``.
+        made: provenance of the report, see ``collect.made_by``.
 
     Raises:
-        HeadcountError: a folder that holds no run, two runs of a kind (but plans) to choose from, no audit at all.
+        HeadcountError: a folder without runs, more than one run of a kind other than plans, or no audit.
 
     Example:
         >>> view = from_folders(["headcount-runs/demo"])          # doctest: +SKIP
         >>> write_report("report.html", view)                     # doctest: +SKIP
     """
-    found = _sorted([Path(folder) for folder in folders])
+    runs = _sorted([Path(folder) for folder in folders])
     evaluation = None
-    if found.evaluation:
-        evaluation = Evaluation.open(_one("evaluations", found.evaluation))
+    if runs.evaluation:
+        evaluation = Evaluation.open(_one("evaluations", runs.evaluation))
     plans: dict[str, Plan] = {}
-    for path in found.plan:
+    for path in runs.plan:
         plan = Plan.open(path)
         models = evaluation.record.models if evaluation else []
         name = next((model.name for model in models if _is_made_by(model, plan) and model.name not in plans), None)
-        if name or not evaluation or path in found.named:
+        if name or not evaluation or path in runs.named:
             plans[name or path.name] = plan
-    audits = [Audit.open(path) for path in found.audit]
-    wanted = {(plan.record.fingerprint, plan.record.metric) for plan in plans.values()}
-    if plans and not any(path in found.named for path in found.audit):
-        audits = [audit for audit in audits if (audit.record.fingerprint, audit.record.metric) in wanted]
+    audits = [Audit.open(path) for path in runs.audit]
+    plan_keys = {(plan.record.fingerprint, plan.record.metric) for plan in plans.values()}
+    if plans and not any(path in runs.named for path in runs.audit):
+        audits = [audit for audit in audits if (audit.record.fingerprint, audit.record.metric) in plan_keys]
     if not audits and plans:
         audits = [next(iter(plans.values())).audit]
     if not audits:
@@ -80,35 +80,33 @@ def from_folders(folders: Sequence[Path | str], *, made: MadeView | None = None)
     _one("audits", [audit.folder or Path() for audit in audits])
     model = audits[0].record.fingerprint
     saturations = [
-        Saturation.open(path) for path in found.saturation if path in found.named or (path / SATURATION).is_file()
+        Saturation.open(path) for path in runs.saturation if path in runs.named or (path / SATURATION).is_file()
     ]
-    selections = [
-        Selection.open(path) for path in found.selection if path in found.named or (path / SELECTION).is_file()
-    ]
+    selections = [Selection.open(path) for path in runs.selection if path in runs.named or (path / SELECTION).is_file()]
     return from_run(
         audits[0],
         plans,
         evaluation,
         made=made,
-        saturation=_of_model("saturation audits", saturations, model, found.named),
-        selection=_of_model("selection audits", selections, model, found.named),
+        saturation=_of_model("saturation audits", saturations, model, runs.named),
+        selection=_of_model("selection audits", selections, model, runs.named),
     )
 
 
 def _of_model(what: str, runs: Sequence[Run], fingerprint: str, named: set[Path]) -> Run | None:
-    """The one run of the audit's model or that the user named; one of another model is refused further on."""
-    # By folder: one that was named may lie in another that was.
+    """The single run of the audited model or named by the user; a run of another model is rejected later."""
+    # Keyed by folder: a named folder may be inside another named folder.
     fitting = {run.folder: run for run in runs if run.record.fingerprint == fingerprint or run.folder in named}
     chosen = {place: run for place, run in fitting.items() if place in named} or fitting
     return chosen[_one(what, list(chosen))] if chosen else None
 
 
-def _sorted(folders: Sequence[Path]) -> _Found:
-    found = _Found()
+def _sorted(folders: Sequence[Path]) -> _RunFolders:
+    runs = _RunFolders()
     for folder in folders:
         kind = run_kind(folder)
         if kind in KINDS:
-            found.named.add(folder)
+            runs.named.add(folder)
             inside = [folder]
         elif kind is not None:
             raise HeadcountError(f"{folder} was made by {kind!r}", fix="name folders of audit, plan or evaluate")
@@ -117,8 +115,8 @@ def _sorted(folders: Sequence[Path]) -> _Found:
         if not inside:
             raise HeadcountError(f"{folder} holds no run of headcount", fix="name folders of audit, plan or evaluate")
         for path in inside:
-            getattr(found, str(run_kind(path))).append(path)
-    return found
+            getattr(runs, str(run_kind(path))).append(path)
+    return runs
 
 
 def _one(what: str, paths: Sequence[Path]) -> Path:

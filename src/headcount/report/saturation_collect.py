@@ -1,4 +1,4 @@
-"""From the records of saturation and selection runs to what a report shows of them."""
+"""Building report views from the records of saturation and selection runs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from headcount.report.saturation_view import (
 from headcount.report.words import clean, display_name
 
 
-def saturation_view(found: Saturation) -> SaturationView:
-    """What a report shows of a saturation audit. Of its folder only the last part of the path is kept."""
-    record = found.record
+def saturation_view(audit: Saturation) -> SaturationView:
+    """The report view of a saturation audit. Only the last component of its folder path is kept."""
+    record = audit.record
     return SaturationView(
-        folder=_place(found),
+        folder=_place(audit),
         tokens=record.tokens,
         kinds=tuple(clean(kind) for kind in record.kinds),
         seed=record.seed,
@@ -41,11 +41,11 @@ def saturation_view(found: Saturation) -> SaturationView:
     )
 
 
-def selection_view(found: Selection) -> SelectionView:
-    """What a report shows of a selection audit. Of its folder only the last part of the path is kept."""
-    record = found.record
+def selection_view(audit: Selection) -> SelectionView:
+    """The report view of a selection audit. Only the last component of its folder path is kept."""
+    record = audit.record
     return SelectionView(
-        folder=_place(found),
+        folder=_place(audit),
         seed=record.seed,
         context=record.context,
         windows=record.windows,
@@ -70,8 +70,8 @@ def selection_view(found: Selection) -> SelectionView:
     )
 
 
-def _place(found: Saturation | Selection) -> str:
-    return display_name(str(found.folder.absolute()))
+def _place(audit: Saturation | Selection) -> str:
+    return display_name(str(audit.folder.absolute()))
 
 
 def _context(saturation: SaturationRecord, record: ContextRecord) -> ContextView:

@@ -1,4 +1,4 @@
-"""What a report shows of saturation and selection, as plain values; ``saturation_collect`` fills them."""
+"""Report views of saturation and selection as plain values, filled by ``saturation_collect``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from headcount.probes.saturation.changepoint import Boundary
 from headcount.probes.saturation.record import BoundRecord, ClaimRecord, ComponentCounts
 
 BOUNDARY_TOLERANCE = 0.05
-"""The tolerance at which the measurement looks for a boundary layer."""
+"""The tolerance at which the audit searches for a boundary layer."""
 
 Form = Literal["dense", "trimmed"]
 What = Literal["separable", "selected"]
@@ -20,7 +20,7 @@ WHATS: tuple[What, ...] = ("separable", "selected")
 
 @dataclass(frozen=True)
 class LossView:
-    """The whole model with many heads cut at once: increase of the loss in nats per token with its 95% interval."""
+    """Loss increase with many heads reduced at once, in nats per token, with its 95% interval."""
 
     name: str
     mean_rank: float
@@ -31,7 +31,7 @@ class LossView:
 
 @dataclass(frozen=True)
 class ErrorView:
-    """Output error of a head at a rank, averaged over all heads: relative to the output, and in units of values."""
+    """Mean output error over all heads at a rank, relative to the output and in units of values."""
 
     rank: int
     relative: float
@@ -50,14 +50,14 @@ class ContextView:
     losses: tuple[LossView, ...]
     boundary: Boundary | None
     errors: tuple[ErrorView, ...] = ()
-    """At the ranks of ``bounds``, in their order."""
+    """Errors at the ranks of ``bounds``, in the same order."""
     bounds: tuple[BoundRecord, ...] = ()
     components: ComponentCounts | None = None
 
 
 @dataclass(frozen=True)
 class SaturationView:
-    """What a saturation audit found, and the run folder that holds its numbers."""
+    """The results of a saturation audit, and the run folder that contains its data."""
 
     folder: str
     tokens: int
@@ -73,7 +73,7 @@ class SaturationView:
 
 @dataclass(frozen=True)
 class TheoryView:
-    """Half points that theory gives for keys of ``dim`` dimensions: placed at best, and drawn from a Gaussian."""
+    """Theoretical half points for keys of ``dim`` dimensions: optimally placed, and Gaussian."""
 
     dim: int
     neighbourly: int
@@ -82,7 +82,7 @@ class TheoryView:
 
 @dataclass(frozen=True)
 class SelectionView:
-    """Half points q of a selection audit, and the run folder that holds its numbers."""
+    """Half points q of a selection audit, and the run folder that contains its data."""
 
     folder: str
     seed: int
@@ -90,7 +90,7 @@ class SelectionView:
     windows: int
     subsets: int
     largest: int
-    """Largest size tried: a half point there is a lower bound."""
+    """Largest tested size; a half point equal to it is a lower bound."""
     trimmed_rank: int
     checked: int
     agreed: int
@@ -100,5 +100,5 @@ class SelectionView:
 
     def mean(self, layer: int, form: Form, what: What, kind: str) -> float:
         """A half point averaged over a layer's heads."""
-        own = [head[form, what, kind] for head in self.heads[layer]]
-        return sum(own) / len(own)
+        half_points = [head[form, what, kind] for head in self.heads[layer]]
+        return sum(half_points) / len(half_points)

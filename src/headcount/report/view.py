@@ -1,6 +1,6 @@
-"""What a report shows, as plain values: the page and the terminal read these and nothing else.
+"""The content of a report as plain values, the only input of the page and the terminal tables.
 
-``collect`` fills them from the records of a run; tests and other programs may fill them by hand.
+``collect`` fills them from the records of a run; tests and other programs may construct them directly.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from headcount.report.saturation_view import SaturationView, SelectionView
 from headcount.trimming.evaluate.record import Group
 
 GROUPS: tuple[Group, ...] = ("calibrated", "unseen", "other")
-"""Kinds that statistics came from, kinds known to be none of them, and a user's own, of which neither is known."""
+"""Kinds used for calibration, kinds known not to be used, and user texts for which this is unknown."""
 
 Format = Literal["perplexity", "nats", "share", "count", "rate", "bytes", "ratio"]
-"""How a measure's numbers are written (see ``words.value``)."""
+"""Number format of a measure (see ``words.value``)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class HeadView:
 
 @dataclass(frozen=True)
 class LayerView:
-    """One layer: energies by side, descending, and what each head does."""
+    """One layer: energies by side in descending order, and head statistics."""
 
     k_width: int
     v_width: int
@@ -43,7 +43,7 @@ class LayerView:
 
 @dataclass(frozen=True)
 class TextView:
-    """One kind of text that statistics come from."""
+    """One kind of calibration text."""
 
     kind: str
     windows: int
@@ -53,7 +53,7 @@ class TextView:
 
 @dataclass(frozen=True)
 class AuditView:
-    """What was measured of the dense model."""
+    """Measurements of the dense model."""
 
     model: str
     family: str
@@ -67,9 +67,9 @@ class AuditView:
     texts: tuple[TextView, ...]
     seconds: float | None = None
     cost_ratio: float | None = None
-    """Time of the audit over the time of a plain forward pass over the same tokens."""
+    """Ratio of the audit time to that of a plain forward pass over the same tokens."""
     notes: tuple[str, ...] = ()
-    """Sentences about layers that are not used and control tokens in the text."""
+    """Sentences about unused layers and control tokens in the text."""
 
 
 @dataclass(frozen=True)
@@ -86,26 +86,26 @@ class PlanView:
     ranks: tuple[tuple[int, int], ...]
     """(k_rank, v_rank) of each layer."""
     key_side: str
-    """The side whose spectrum the key ranks cut."""
+    """The side whose spectrum is truncated by the key ranks."""
     pareto: tuple[tuple[float, float | None], ...]
     repaired: bool | None = None
 
 
 @dataclass(frozen=True)
 class KindView:
-    """One kind of text that models were compared on."""
+    """One kind of evaluation text."""
 
     name: str
     group: Group
     windows: int
     tokens: int
-    """Predicted tokens."""
+    """Number of predicted tokens."""
     digest: str
 
 
 @dataclass(frozen=True)
 class ModelView:
-    """One evaluated model; the first of an evaluation is what the others are compared with."""
+    """One evaluated model; the first model of an evaluation is the baseline."""
 
     name: str
     perplexity: Mapping[str, float]
@@ -113,57 +113,57 @@ class ModelView:
     attention_params: int
     decode_tokens_per_s: float | None = None
     how: str = ""
-    """How it came to be, in a few words."""
+    """Short description of how the model was made."""
     sample: str = ""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A row of the comparison: one number a model, ``None`` where it was not measured."""
+    """A row of the comparison: one number per model, ``None`` if not measured."""
 
     group: str
     label: str
     short: str
-    """Label and unit in few letters on up to two lines, for the terminal."""
+    """Short label and unit on up to two lines, for the terminal."""
     unit: str
     values: tuple[float | None, ...]
     form: Format
     better: Literal["lower", "higher", ""] = ""
     compared: bool = True
-    """Whether the ratio to the first model means something."""
+    """Whether the ratio to the first model is meaningful."""
 
 
 @dataclass(frozen=True)
 class EvaluationView:
-    """Models side by side."""
+    """A comparison of models."""
 
     models: tuple[ModelView, ...]
     kinds: tuple[KindView, ...]
     measures: tuple[Measure, ...]
     prompt: str = ""
     notes: tuple[str, ...] = ()
-    """How it was measured: window, stride, speed setting; a sentence each."""
+    """Sentences on the measurement: window, stride, speed setting."""
     speed_setting: str = ""
-    """What the decoding speed was measured at, in a few words."""
+    """Short description of the decoding-speed setting."""
 
     def ratios(self, model: ModelView, group: Group) -> dict[str, float]:
-        """Perplexity over the first model's, by kind of text, for one group of kinds."""
+        """Perplexity ratios to the first model by kind of text, for one group of kinds."""
         first = self.models[0].perplexity
         return {kind.name: model.perplexity[kind.name] / first[kind.name] for kind in self.kinds if kind.group == group}
 
     def cache_ratio(self, model: ModelView) -> float:
-        """Cache bytes per token over the first model's."""
+        """Ratio of cache bytes per token to the first model."""
         return model.cache_bytes_per_token / self.models[0].cache_bytes_per_token
 
     def speedup(self, model: ModelView) -> float | None:
-        """Decoded tokens per second over the first model's."""
+        """Ratio of decoded tokens per second to the first model."""
         first = self.models[0].decode_tokens_per_s
         return model.decode_tokens_per_s / first if model.decode_tokens_per_s and first else None
 
 
 @dataclass(frozen=True)
 class MadeView:
-    """How a report came to be. Command lines carry no machine's paths (see ``words.without_paths``)."""
+    """The provenance of a report. Command lines contain no local paths (see ``words.without_paths``)."""
 
     commands: tuple[str, ...] = ()
     seed: int | None = None
@@ -174,7 +174,7 @@ class MadeView:
 
 @dataclass(frozen=True)
 class ReportView:
-    """Everything that one report shows; sections without data are left out."""
+    """The content of one report; sections without data are omitted."""
 
     audit: AuditView
     plans: tuple[PlanView, ...] = ()
@@ -185,5 +185,5 @@ class ReportView:
 
     @property
     def plan(self) -> PlanView | None:
-        """The plan that the page is about: that of the first trimmed model."""
+        """The plan shown on the page: that of the first trimmed model."""
         return self.plans[0] if self.plans else None

@@ -1,6 +1,6 @@
-"""Numbers and sentences: one place that decides how quantities are written and how results are told.
+"""Formatting of quantities and wording of results, in one place.
 
-Sentences say what was measured, against what, and in which unit; they do not judge.
+Sentences state what was measured, the baseline and the unit, without judgement.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from headcount.trimming.evaluate.result import geometric_mean
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}"
-"""Set before a ratio; the two stay on one line."""
+"""Prefix of a ratio, joined by a no-break space."""
 MISSING = "\N{EN DASH}"
 
 METRICS = {
@@ -25,7 +25,7 @@ METRICS = {
     "whitened": "whitened metric (the baseline: energy of the activations)",
 }
 ENERGY_UNITS = {"fisher": "nats per token", "output": "relative squared error", "whitened": "squared activation"}
-"""What the energies of a spectrum count, by metric."""
+"""Unit of the energies of a spectrum, by metric."""
 SIDES = {"keys": "keys before rotation", "rotated_keys": "keys after rotation", "values": "values"}
 
 
@@ -39,12 +39,12 @@ def metric_name(metric: str) -> str:
 
 
 def side_name(side: str, rotary: bool) -> str:
-    """A side in words; without a rotary embedding there is one kind of keys."""
+    """A side in words; without a rotary embedding there is only one kind of keys."""
     return "keys" if side == "keys" and not rotary else SIDES[side]
 
 
 def significant(number: float, digits: int = 3) -> str:
-    """A number with so many significant digits and no exponent, thousands apart.
+    """A number with ``digits`` significant digits and thousands separators; tiny numbers use an exponent.
 
     >>> significant(0.048865), significant(12.5061), significant(23456.0)
     ('0.0489', '12.5', '23,456')
@@ -60,7 +60,7 @@ def significant(number: float, digits: int = 3) -> str:
 
 
 def power(number: float) -> str:
-    """A small or large number as a power of ten.
+    """A small or large number in scientific notation.
 
     >>> power(2.5e-7)
     '2.5e\N{MINUS SIGN}7'
@@ -70,12 +70,12 @@ def power(number: float) -> str:
 
 
 def signed(number: float, digits: int = 3) -> str:
-    """With its sign, for differences."""
+    """A number with an explicit sign, for differences."""
     return significant(number, digits) if number < 0 else "+" + significant(number, digits)
 
 
 def value(number: float | None, form: str) -> str:
-    """A measured number as its kind is written (see ``view.Format``).
+    """A measured number in the given format (see ``view.Format``).
 
     >>> value(12.5061, "perplexity"), value(0.79687, "share"), value(23040, "count"), value(None, "nats")
     ('12.51', '79.7%', '23,040', '\N{EN DASH}')
@@ -98,7 +98,7 @@ def value(number: float | None, form: str) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes in the largest binary unit that leaves a number above one.
+    """Bytes in the largest binary unit for which the number is at least one.
 
     >>> size(1.5 * 2**30), size(512)
     ('1.50 GiB', '512 B')
@@ -128,7 +128,7 @@ def listed(parts: list[str]) -> str:
 
 
 def without_paths(argument: str) -> str:
-    """A command-line argument in which absolute paths are cut to their last part.
+    """A command-line argument with absolute paths reduced to their last component.
 
     >>> without_paths("--out=/tmp/run/half"), without_paths("bible=/data/kjv.txt"), without_paths("8x4096")
     ('--out=half', 'bible=kjv.txt', '8x4096')
@@ -140,7 +140,7 @@ def without_paths(argument: str) -> str:
 
 
 def attention_words(audit: AuditView) -> str:
-    """What the model's attention is, in a sentence."""
+    """A sentence describing the model's attention."""
     heads = sorted({len(layer.heads) for layer in audit.layers})
     widths = sorted({layer.k_width + layer.v_width for layer in audit.layers})
     shown = " to ".join(f"{n:,}" for n in (heads if len(heads) == 1 else [heads[0], heads[-1]]))
@@ -152,14 +152,14 @@ def attention_words(audit: AuditView) -> str:
 
 
 def plan_words(plan: PlanView) -> str:
-    """A few words that tell the plans of one model apart."""
+    """A short description that distinguishes the plans of one model."""
     return (
         f"{plan.form}, {plan.allocator} ranks, {metric_name(plan.metric)}, {100 * plan.cache_ratio:.0f}% of the cache"
     )
 
 
 def done_words(audit: AuditView, plan: PlanView | None) -> str:
-    """What was done, in a sentence or two."""
+    """One or two sentences describing the run."""
     texts = f" ({listed([text.kind for text in audit.texts])})" if audit.texts else ""
     said = f"Audited on {audit.tokens:,} tokens{texts} in the {METRICS.get(audit.metric, audit.metric)}."
     if plan is None:
@@ -173,7 +173,7 @@ def done_words(audit: AuditView, plan: PlanView | None) -> str:
 
 
 def quality_words(evaluation: EvaluationView, model: ModelView, group: Group) -> str | None:
-    """Perplexity against the first model's on one group of kinds, with the loss difference in nats."""
+    """Perplexity relative to the first model on one group of kinds, with the loss difference in nats."""
     ratios = evaluation.ratios(model, group)
     mean = geometric_mean(ratios.values())
     if mean is None:
@@ -184,7 +184,7 @@ def quality_words(evaluation: EvaluationView, model: ModelView, group: Group) ->
 
 
 def prediction_words(plan: PlanView, evaluation: EvaluationView | None, model: ModelView | None) -> str:
-    """How the prediction and the measurement compare, without making either look better."""
+    """A neutral comparison of prediction and measurement."""
     if plan.predicted_loss_increase is None:
         return (
             f"The {metric_name(plan.metric)} does not know what a direction is worth in loss, "

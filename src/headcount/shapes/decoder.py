@@ -1,8 +1,8 @@
 """A language model with unequal layers, as numbers: what ``plan --scratch`` writes and ``build`` makes.
 
 A Llama-like decoder (RMSNorm, SwiGLU, rotary embedding, grouped heads) whose layers may differ in heads, in the
-dimensions of queries and keys and of values, and in MLP width. Counts are exact; tests hold them against the
-built module and the live cache object.
+query/key and value dimensions, and in MLP width. Counts are exact; tests compare them with the built module and the
+live cache object.
 
 Letters: V = ``vocab``, h = ``hidden``, H, K, d, e as in ``headcount.core.spec``, m = ``intermediate_size``.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class DecoderLayer(BaseModel):
-    """One layer: its attention, the width of its MLP, and why it is so."""
+    """One layer: its attention shape, its MLP width, and the reason for them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,8 +47,8 @@ class DecoderLayer(BaseModel):
 class DecoderSpec(BaseModel):
     """A whole model.
 
-    Parameters: V h for the embedding (twice when it is not tied), for each layer those of its attention, 3 h m of
-    its MLP and 2 h of its norms, and h for the last norm.
+    Parameters: V h for the embedding (2 V h when untied); per layer, the attention parameters, 3 h m for the MLP and
+    2 h for the norms; h for the final norm.
 
     >>> layer = DecoderLayer(n_heads=4, n_kv_heads=2, qk_dim=16, v_dim=16, intermediate_size=128)
     >>> spec = DecoderSpec(vocab=256, hidden=64, context=128, layers=(layer, layer))
@@ -67,7 +67,7 @@ class DecoderSpec(BaseModel):
 
     @property
     def attention(self) -> ModelSpec:
-        """The attention alone."""
+        """The attention layers only."""
         return ModelSpec(
             family="unequal_llama",
             layers=tuple(
@@ -85,17 +85,17 @@ class DecoderSpec(BaseModel):
 
     @property
     def params(self) -> int:
-        """All parameters of the model."""
+        """Total number of parameters."""
         embedding = self.vocab * self.hidden * (1 if self.tied else 2)
         rest = sum(3 * self.hidden * layer.intermediate_size + 2 * self.hidden for layer in self.layers)
         return embedding + self.attention.attention_params + rest + self.hidden
 
     def cache_bytes_per_token(self, dtype: str = "float32") -> int:
-        """Bytes cached for one token, all layers."""
+        """Cache bytes per token, summed over all layers."""
         return self.attention.cache_bytes_per_token(dtype)
 
     def config(self) -> Any:
-        """The model's config for transformers."""
+        """The transformers config of the model."""
         from headcount.pretrained.runtimes.modeling_unequal import UnequalLlamaConfig
 
         layers = self.layers
@@ -119,9 +119,9 @@ class DecoderSpec(BaseModel):
 
 
 def build_decoder(spec: DecoderSpec, seed: int = 0) -> PreTrainedModel:
-    """The model with random weights drawn from ``seed``; the global generator is left as it was.
+    """The model with random weights drawn from ``seed``; the state of the global generator is preserved.
 
-    Any trainer takes it: ``model(input_ids, labels=labels).loss``, gradient checkpointing included.
+    The model works with any trainer: ``model(input_ids, labels=labels).loss``, including gradient checkpointing.
     """
     from headcount.pretrained.runtimes.modeling_unequal import UnequalLlamaForCausalLM
     from headcount.pretrained.runtimes.register import register_trimmed
@@ -133,10 +133,10 @@ def build_decoder(spec: DecoderSpec, seed: int = 0) -> PreTrainedModel:
 
 
 def save_decoder(model: PreTrainedModel, out: Path) -> None:
-    """Write the model's files into ``out``, each complete or not at all.
+    """Write the model's files into ``out``; each file is written atomically.
 
-    transformers loads the folder anywhere with ``trust_remote_code=True``, and without it where headcount is
-    installed and imported.
+    transformers loads the folder with ``trust_remote_code=True``, or without it when headcount is installed and
+    imported.
     """
     from headcount.pretrained.opening.loading import quiet_transformers
 

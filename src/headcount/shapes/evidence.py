@@ -1,13 +1,13 @@
-"""How wide keys and values must be over the depth of a model, from a measured model.
+"""Required width of keys and values at each depth of a model, estimated from a measured model.
 
-Two kinds of evidence, told apart by the file that the folder holds:
+Two kinds of evidence, identified by the file in the folder:
 
-- ``saturation.json``: a layer's share is the mean saturation rank of its heads at 5% over their dimension, at the
-  longest context. Nothing is measured of values, which keep share 1.
-- ``audit.json``: half of the cache is split over all layers and sides by ``plan.allocators.greedy``, so that every
-  side is left at the same marginal loss; a side's share is its rank over its width.
+- ``saturation.json``: the share of a layer is the mean saturation rank of its heads at 5%, divided by their dimension,
+  at the longest context. Values are not measured and keep share 1.
+- ``audit.json``: half of the cache is split over all layers and sides by ``plan.allocators.greedy``, so that
+  every side ends at the same marginal loss; the share of a side is its rank divided by its width.
 
-A model of other depth takes the mean share over the part of the source's depth that a layer covers.
+For a model of different depth, each layer takes the mean share over the part of the source's depth that it covers.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from headcount.trimming.plan.allocators import greedy, smallest_budget
 TOLERANCE = 0.05
 """Relative output error at which saturation ranks are read."""
 HALF = 0.5
-"""Share of the cache that is split to see where it is wanted."""
+"""Share of the cache that is allocated to find out which sides need it."""
 SMALLEST = 0.25
-"""No share falls below this: evidence of another model is no reason to leave a layer with almost nothing."""
+"""Lower limit of a share: evidence from another model does not justify an almost empty layer."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Shares of the widest layer, in (0, 1], by layer; ``said``: what was measured, a phrase for each layer."""
+    """Shares relative to the widest layer, in (0, 1], by layer. ``said``: the measurement, a phrase per layer."""
 
     keys: tuple[float, ...]
     values: tuple[float, ...]
@@ -44,7 +44,7 @@ class Evidence:
 def read_evidence(folder: Path, layers: int) -> Evidence:
     """The evidence in an audit folder, for a model of ``layers`` layers.
 
-    Raises HeadcountError for a folder that holds no finished audit.
+    Raises HeadcountError if the folder contains no finished audit.
     """
     if (folder / SATURATION).is_file():
         return from_saturation(read_json(folder / SATURATION, SaturationRecord), layers)
@@ -56,24 +56,24 @@ def read_evidence(folder: Path, layers: int) -> Evidence:
 
 
 def from_saturation(record: SaturationRecord, layers: int) -> Evidence:
-    """Saturation ranks of queries and keys."""
+    """Evidence from the saturation ranks of queries and keys."""
     if TOLERANCE not in record.tolerances or not record.contexts:
         raise HeadcountError(f"the saturation audit has no ranks at {TOLERANCE:.0%}", fix="audit again")
     place = record.tolerances.index(TOLERANCE)
-    longest = max(record.contexts, key=lambda own: own.context)
+    longest = max(record.contexts, key=lambda context: context.context)
     ranks = [sum(head.ranks[place] for head in layer.heads) / len(layer.heads) for layer in longest.layers]
     shares = [rank / layer.qk_dim for rank, layer in zip(ranks, record.spec.layers, strict=True)]
-    own = resample(shares, layers)
+    resampled = resample(shares, layers)
     said = tuple(
         f"saturation rank of keys {share:.0%} of the head dimension at {TOLERANCE:.0%} and {longest.context} tokens; "
         "values not measured"
-        for share in own
+        for share in resampled
     )
-    return Evidence(relative(own), (1.0,) * layers, said)
+    return Evidence(relative(resampled), (1.0,) * layers, said)
 
 
 def from_audit(record: AuditRecord, layers: int) -> Evidence:
-    """Ranks of keys (before the rotary embedding) and values at half the cache."""
+    """Evidence from the ranks of keys (before the rotary embedding) and values at half the cache."""
     columns = [record.layers[i].sides[side].joint for i in range(len(record.layers)) for side in ("keys", "values")]
     multiple = 4
     budget = max(int(HALF * sum(map(len, columns))), smallest_budget(columns, multiple))
@@ -88,7 +88,7 @@ def from_audit(record: AuditRecord, layers: int) -> Evidence:
 
 
 def relative(shares: Sequence[float]) -> tuple[float, ...]:
-    """Shares over the largest, none below ``SMALLEST``; all 1 where nothing was needed at all.
+    """Shares divided by the largest, at least ``SMALLEST``; all 1 if every share is zero.
 
     >>> relative([0.5, 0.25, 0.01])
     (1.0, 0.5, 0.25)
@@ -98,19 +98,19 @@ def relative(shares: Sequence[float]) -> tuple[float, ...]:
 
 
 def resample(values: Sequence[float], count: int) -> list[float]:
-    """Means over ``count`` equal parts of the depth that ``values`` covers.
+    """Means over ``count`` equal parts of the depth covered by ``values``.
 
     >>> resample([1.0, 2.0, 3.0, 4.0], 2), resample([1.0, 3.0], 3)
     ([1.5, 3.5], [1.0, 2.0, 3.0])
     """
-    found = []
+    means = []
     for part in range(count):
-        # In units of 1/count of a source layer, so that all borders are whole numbers.
+        # Units of 1/count of a source layer, so that all boundaries are integers.
         low, high = part * len(values), (part + 1) * len(values)
         pieces = [
             (min(high, (i + 1) * count) - max(low, i * count), value)
             for i, value in enumerate(values)
             if min(high, (i + 1) * count) > max(low, i * count)
         ]
-        found.append(sum(size * value for size, value in pieces) / len(values))
-    return found
+        means.append(sum(size * value for size, value in pieces) / len(values))
+    return means

@@ -1,8 +1,8 @@
-"""Sizing a shape to budgets: attention to those of the cache and of FLOPs, MLPs to that of parameters.
+"""Fitting a shape to budgets: attention to the cache and FLOP budgets, MLPs to the parameter budget.
 
-Attention takes the largest scale that its budgets allow, and scale 1 (H d = hidden) without any. What the budget of
-parameters leaves after that goes to the MLPs, one width for all layers or in OpenELM's proportion. Where an MLP
-would then be narrower than ``hidden``, attention shrinks until it is not.
+Attention takes the largest scale that its budgets allow, or scale 1 (H d = hidden) if there are none. The remaining
+parameters go to the MLPs, with equal widths or in OpenELM's proportions. If an MLP would be narrower than ``hidden``,
+attention shrinks until it is not.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ GRID = 128
 """Scales are multiples of 1/GRID."""
 LARGEST = 64 * GRID
 MULTIPLES = (8, 4, 2, 1)
-"""MLP widths are multiples of the first of these that comes within ``CLOSE`` of the budget."""
+"""MLP widths are multiples of the first of these for which the model is within ``CLOSE`` of the budget."""
 CLOSE = 0.01
 PROMISED = 0.03
-"""The parameters are within this of their budget."""
+"""Maximum relative deviation of the parameter count from its budget."""
 DEFAULT_MLP = 8 / 3
-"""MLP width over hidden when there is no budget of parameters: Llama's."""
+"""Ratio of MLP width to hidden size without a parameter budget, as in Llama."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a plan does not choose."""
+    """The sizes that are fixed by the user."""
 
     layers: int
     hidden: int
@@ -41,7 +41,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Budget:
-    """At most these: parameters of the whole model, cache bytes a token in ``dtype``, attention FLOPs of one
+    """Upper limits: parameters of the whole model, cache bytes per token in ``dtype``, attention FLOPs of one
     decoding step at the full context. ``None``: no limit."""
 
     params: int | None = None
@@ -51,17 +51,17 @@ class Budget:
 
 
 def fit(shape: Shape, sizes: Sizes, budget: Budget, multiples: tuple[int, ...] = MULTIPLES) -> DecoderSpec:
-    """The model of a shape that fills its budgets.
+    """The largest model of a shape within its budgets.
 
-    Raises HeadcountError for budgets that nothing meets, naming the smallest that something does, and for one of
-    parameters that is not met within ``PROMISED``.
+    Raises HeadcountError for budgets that cannot be met, stating the smallest feasible one, and for a parameter budget
+    that is not met within ``PROMISED``.
     """
     limited = budget.cache_bytes is not None or budget.flops is not None
-    heads = _largest(shape, lambda own: _meets(own, sizes, budget), LARGEST) if limited else shape.at(1.0)
+    heads = _largest(shape, lambda candidate: _meets(candidate, sizes, budget), LARGEST) if limited else shape.at(1.0)
     if heads is None:
         raise _too_small(_spec(shape, sizes, shape.at(0.0), [1] * sizes.layers), sizes, budget)
     if limited and shape.by_layer:
-        heads = _filled(heads, shape, lambda own: _meets(own, sizes, budget))
+        heads = _filled(heads, shape, lambda candidate: _meets(candidate, sizes, budget))
     if budget.params is None:
         return _spec(shape, sizes, heads, _widths(shape, sizes, DEFAULT_MLP * sizes.hidden, 8))
     params = budget.params
@@ -69,44 +69,44 @@ def fit(shape: Shape, sizes: Sizes, budget: Budget, multiples: tuple[int, ...] =
     if _spec(shape, sizes, heads, floor).params > params:
         top = GRID if not limited else LARGEST
 
-        def allowed(own: list[Heads]) -> bool:
-            return _spec(shape, sizes, own, floor).params <= params and _meets(own, sizes, budget)
+        def allowed(candidate: list[Heads]) -> bool:
+            return _spec(shape, sizes, candidate, floor).params <= params and _meets(candidate, sizes, budget)
 
         heads = _largest(shape, allowed, top) or shape.at(0.0)
-    found = None
+    spec = None
     for multiple in multiples:
-        found = _with_mlps(shape, sizes, heads, params, multiple)
-        if found is not None and found.params >= (1 - CLOSE) * params:
+        spec = _with_mlps(shape, sizes, heads, params, multiple)
+        if spec is not None and spec.params >= (1 - CLOSE) * params:
             break
-    if found is None:
+    if spec is None:
         smallest = _spec(shape, sizes, shape.at(0.0), [1] * sizes.layers).params
         raise HeadcountError(
             f"{params:,} parameters are too few for {sizes.layers} layers of {sizes.hidden} and {sizes.vocab:,} tokens",
             fix=f"the smallest budget is {smallest:,}",
         )
-    if found.params < (1 - PROMISED) * params:
+    if spec.params < (1 - PROMISED) * params:
         raise HeadcountError(
-            f"no widths come within {PROMISED:.0%} of {params:,} parameters: the nearest has {found.params:,}",
-            fix=f"ask for --params {found.params}",
+            f"no widths come within {PROMISED:.0%} of {params:,} parameters: the nearest has {spec.params:,}",
+            fix=f"ask for --params {spec.params}",
         )
-    return found
+    return spec
 
 
 def _meets(heads: list[Heads], sizes: Sizes, budget: Budget) -> bool:
-    """Whether attention keeps within the budgets of cache and FLOPs."""
-    cache = sum(own.n_kv_heads * (own.qk_dim + own.v_dim) for own in heads) * DTYPE_BYTES[budget.dtype]
+    """Whether attention is within the cache and FLOP budgets."""
+    cache = sum(layer.n_kv_heads * (layer.qk_dim + layer.v_dim) for layer in heads) * DTYPE_BYTES[budget.dtype]
     if budget.cache_bytes is not None and cache > budget.cache_bytes:
         return False
     return budget.flops is None or attention_flops(heads, sizes) <= budget.flops
 
 
 def attention_flops(heads: list[Heads], sizes: Sizes) -> int:
-    """FLOPs of all attention layers for one decoding step at the full context (see ``LayerSpec``)."""
+    """FLOPs of all attention layers in one decoding step at the full context (see ``LayerSpec``)."""
     return _plain(heads, sizes).attention.attention_flops_per_token(sizes.context)
 
 
 def _largest(shape: Shape, allowed: Callable[[list[Heads]], bool], top: int) -> list[Heads] | None:
-    """Heads at the largest scale up to top/GRID that is allowed; costs grow with the scale."""
+    """Heads at the largest allowed scale up to top/GRID; costs increase with the scale."""
     if not allowed(shape.at(0.0)):
         return None
     low, high = 0, top
@@ -117,19 +117,19 @@ def _largest(shape: Shape, allowed: Callable[[list[Heads]], bool], top: int) -> 
 
 
 def _filled(heads: list[Heads], shape: Shape, allowed: Callable[[list[Heads]], bool]) -> list[Heads]:
-    """Widen single layers by pairs of dimensions, values before keys and late before early, while that is allowed.
+    """Widen single layers by two dimensions where allowed: values before keys, later layers before earlier ones.
 
-    What is left of a budget after the largest scale is less than one such pair for every layer and side.
+    The budget left at the largest scale is less than two dimensions for every layer and side.
     """
     heads = list(heads)
     for side in ("v_dim", "qk_dim"):
         for i in reversed(range(len(heads))):
-            own = heads[i]
+            layer = heads[i]
             wider = Heads(
-                own.n_heads,
-                own.n_kv_heads,
-                own.qk_dim + 2 * (side == "qk_dim"),
-                own.v_dim + 2 * (side == "v_dim"),
+                layer.n_heads,
+                layer.n_kv_heads,
+                layer.qk_dim + 2 * (side == "qk_dim"),
+                layer.v_dim + 2 * (side == "v_dim"),
             )
             changed = [*heads[:i], wider, *heads[i + 1 :]]
             if allowed(changed):
@@ -138,20 +138,20 @@ def _filled(heads: list[Heads], shape: Shape, allowed: Callable[[list[Heads]], b
 
 
 def _widths(shape: Shape, sizes: Sizes, mean: float, multiple: int) -> list[int]:
-    """MLP widths in the shape's proportion with about this mean, multiples of ``multiple``."""
+    """MLP widths in the shape's proportions with approximately this mean, rounded down to multiples of ``multiple``."""
     average = sum(shape.mlp) / len(shape.mlp)
     return [max(multiple, multiple * math.floor(mean * part / average / multiple + 1e-9)) for part in shape.mlp]
 
 
 def _with_mlps(shape: Shape, sizes: Sizes, heads: list[Heads], params: int, multiple: int) -> DecoderSpec | None:
-    """The widest MLPs that parameters allow; ``None`` where the narrowest are too many."""
+    """The model with the widest MLPs within the budget; ``None`` if even the narrowest exceed it."""
 
     def at(step: int) -> DecoderSpec:
         return _spec(shape, sizes, heads, _widths(shape, sizes, step * multiple / 16, multiple))
 
     if at(1).params > params:
         return None
-    # MLPs alone of the widest mean tried have all the parameters; a step is a 16th of a multiple, for OpenELM's widths.
+    # At the upper limit the MLPs alone use all parameters; a step is 1/16 of a multiple, for OpenELM's widths.
     low, high = 1, 16 + 16 * params // (3 * sizes.hidden * sizes.layers * multiple)
     while low < high:
         middle = (low + high + 1) // 2
@@ -162,14 +162,14 @@ def _with_mlps(shape: Shape, sizes: Sizes, heads: list[Heads], params: int, mult
 def _spec(shape: Shape, sizes: Sizes, heads: list[Heads], widths: list[int]) -> DecoderSpec:
     layers = [
         DecoderLayer(
-            n_heads=own.n_heads,
-            n_kv_heads=own.n_kv_heads,
-            qk_dim=own.qk_dim,
-            v_dim=own.v_dim,
+            n_heads=layer.n_heads,
+            n_kv_heads=layer.n_kv_heads,
+            qk_dim=layer.qk_dim,
+            v_dim=layer.v_dim,
             intermediate_size=width,
             reason=reason,
         )
-        for own, width, reason in zip(heads, widths, shape.reasons, strict=True)
+        for layer, width, reason in zip(heads, widths, shape.reasons, strict=True)
     ]
     return DecoderSpec(
         vocab=sizes.vocab, hidden=sizes.hidden, context=sizes.context, tied=sizes.tied, layers=tuple(layers)
@@ -177,13 +177,13 @@ def _spec(shape: Shape, sizes: Sizes, heads: list[Heads], widths: list[int]) -> 
 
 
 def _plain(heads: list[Heads], sizes: Sizes) -> DecoderSpec:
-    """Heads as a model whose MLPs do not matter."""
+    """A model with these heads and MLPs of width 1, for counting attention."""
     bare = Shape(lambda _: heads, (1.0,) * len(heads), ("",) * len(heads), by_layer=False)
     return _spec(bare, sizes, heads, [1] * len(heads))
 
 
 def _too_small(smallest: DecoderSpec, sizes: Sizes, budget: Budget) -> HeadcountError:
-    """Which budget of attention nothing meets, and the smallest that something does."""
+    """The error for an infeasible attention budget, with the smallest feasible one."""
     cache = smallest.cache_bytes_per_token(budget.dtype)
     if budget.cache_bytes is not None and cache > budget.cache_bytes:
         return HeadcountError(

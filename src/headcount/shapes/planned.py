@@ -1,4 +1,4 @@
-"""Planning a model that does not exist yet: heads, key-value heads and dimensions, layer by layer, under budgets."""
+"""Planning a new model under budgets: heads, key-value heads and dimensions of each layer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from headcount.shapes.rules import Base, rules_of, shape
 
 RECORD = "scratch.json"
 FAMILIES = ("llama",)
-"""What ``plan --scratch`` takes."""
+"""Model families supported by ``plan --scratch``."""
 VOCAB = 2048
-"""Tokens of the vocabulary when none are given: a small byte-pair vocabulary, cheap beside small layers."""
+"""Default vocabulary size: a small byte-pair vocabulary, cheap compared with small layers."""
 HEAD_DIMS = (32, 64, 48, 40, 24, 16, 8)
-"""Head dimensions that are tried, in this order, when none is given (from 1024 hidden on, 64 comes first)."""
+"""Default head dimensions, tried in this order (64 first if hidden is at least 1024)."""
 
 
 class ScratchRecord(BaseModel):
@@ -36,7 +36,7 @@ class ScratchRecord(BaseModel):
     family: Literal["llama"] = "llama"
     scheme: str
     audit: str | None
-    """The folder that the evidence came from, as it was given."""
+    """The folder of the evidence, as passed by the user."""
     budget_params: int | None
     budget_cache_bytes: int | None
     budget_flops: int | None
@@ -50,14 +50,14 @@ class ScratchRecord(BaseModel):
 
 @dataclass(frozen=True)
 class ScratchPlan:
-    """A plan in hand."""
+    """A plan and its folder."""
 
     record: ScratchRecord
     folder: Path | None = None
 
     @classmethod
     def open(cls, folder: Path | str) -> ScratchPlan:
-        """Read a plan's folder, or its ``scratch.json``; one whose counts do not follow from it is refused."""
+        """Read a plan folder or its ``scratch.json``; a plan with inconsistent parameter counts is rejected."""
         path = Path(folder)
         path = path if path.is_file() else path / RECORD
         if not path.is_file():
@@ -91,25 +91,25 @@ def plan_scratch(
     out: Path | str | None = None,
     overwrite: bool = False,
 ) -> ScratchPlan:
-    """Shape a Llama-like model under budgets.
+    """Plan a Llama-like model under budgets.
 
     Args:
-        layers, hidden, vocab, context: what is not chosen.
-        params: of the whole model, at most and within 3%.
-        cache_bytes: for one token in ``cache_dtype``, at most.
-        flops: of all attention layers in one decoding step at the full context, at most.
-        scheme: see ``scratch_shapes``.
-        audit: folder of an audit that shapes the planned scheme in place of its rules.
-        head_dim: of the uniform layer (None: the first of ``HEAD_DIMS`` that divides ``hidden``).
-        group: query heads of a key-value head (None: 2 where that divides the heads, else 3, else 1).
-        tied: the output matrix is the embedding.
-        cache_dtype: what the cache is held in.
-        multiples: MLP widths are multiples of the first of these that comes close to the budget.
+        layers, hidden, vocab, context: the fixed sizes.
+        params: parameter budget of the whole model; an upper limit, met within 3%.
+        cache_bytes: upper limit per token in ``cache_dtype``.
+        flops: upper limit for all attention layers in one decoding step at the full context.
+        scheme: see ``headcount.shapes.rules``.
+        audit: folder of an audit whose evidence replaces the rules of the planned scheme.
+        head_dim: head dimension of the uniform layer (None: the first of ``HEAD_DIMS`` that divides ``hidden``).
+        group: query heads per key-value head (None: 2 if that divides the heads, else 3, else 1).
+        tied: share the output matrix with the embedding.
+        cache_dtype: data type of the cache.
+        multiples: MLP widths are multiples of the first of these that comes close to the parameter budget.
         out: folder to write ``scratch.json`` to.
-        overwrite: replace a plan that was made from other inputs.
+        overwrite: replace a plan made from different inputs.
 
     Raises:
-        HeadcountError: sizes that do not divide, a budget that nothing meets (it names the smallest), no budget.
+        HeadcountError: indivisible sizes, an infeasible budget (the smallest feasible one is stated), or no budget.
 
     Example:
         >>> made = plan_scratch(layers=4, hidden=128, context=256, params=1.2e6, vocab=512)
@@ -134,7 +134,7 @@ def plan_scratch(
         raise HeadcountError("there is no budget", fix="give --params, --cache-bytes or --flops")
     evidence = None if audit is None else read_evidence(Path(audit), layers)
     sizes = Sizes(layers, hidden, vocab, context, tied)
-    found = fit(shape(scheme, layers, base, evidence), sizes, budget, multiples)
+    spec = fit(shape(scheme, layers, base, evidence), sizes, budget, multiples)
     record = ScratchRecord(
         scheme=scheme,
         audit=None if audit is None else str(audit),
@@ -142,10 +142,10 @@ def plan_scratch(
         budget_cache_bytes=budget.cache_bytes,
         budget_flops=budget.flops,
         cache_dtype=cache_dtype,
-        model=found,
-        params=found.params,
-        cache_bytes_per_token=found.cache_bytes_per_token(cache_dtype),
-        attention_flops_per_token=found.attention.attention_flops_per_token(context),
+        model=spec,
+        params=spec.params,
+        cache_bytes_per_token=spec.cache_bytes_per_token(cache_dtype),
+        attention_flops_per_token=spec.attention.attention_flops_per_token(context),
     )
     if out is None:
         return ScratchPlan(record)
@@ -174,10 +174,10 @@ def base_of(hidden: int, head_dim: int | None, group: int | None) -> Base:
     if hidden % dim:
         raise HeadcountError(f"--hidden {hidden} is no multiple of --head-dim {dim}", fix="choose one that divides it")
     heads = hidden // dim
-    own = group if group is not None else next(n for n in (2, 3, 1) if heads % n == 0)
-    if own < 1 or heads % own:
-        raise HeadcountError(f"{heads} heads do not divide into groups of {own}", fix="choose another --group")
-    return Base(heads, heads // own, dim)
+    group_size = group if group is not None else next(n for n in (2, 3, 1) if heads % n == 0)
+    if group_size < 1 or heads % group_size:
+        raise HeadcountError(f"{heads} heads do not divide into groups of {group_size}", fix="choose another --group")
+    return Base(heads, heads // group_size, dim)
 
 
 def _whole(name: str, number: float | None) -> int | None:

@@ -1,17 +1,17 @@
-"""The shapes that a model's layers may have before a budget sizes them: uniform, OpenELM's, and planned.
+"""Relative shapes of a model's layers, before a budget sets their size: uniform, OpenELM's, and planned.
 
-A scheme says, layer by layer, how heads and dimensions stand to each other; one number, the *scale*, makes all of
-them larger or smaller, and ``scratch_fit`` finds the largest scale that a budget allows. At scale 1 the uniform
-scheme has H d = hidden.
+A scheme defines the proportions of heads and dimensions of each layer; a single number, the *scale*, resizes all of
+them, and ``headcount.shapes.fit`` finds the largest scale within a budget. At scale 1 the uniform scheme has
+H d = hidden.
 
 uniform           every layer has the same heads and dimensions.
 openelm           heads and MLP width grow linearly from the first layer to the last (OpenELM, arXiv 2404.14619:
                   heads from 0.5 to 1 times the uniform number, MLP from 0.5 to 4 times hidden, the latter scaled to
-                  the budget here); the head dimension is one for all.
-planned           the rules that are named in ``RULES_OF``, or evidence of an audit in place of them.
+                  the budget here); all layers share one head dimension.
+planned           the rules listed in ``RULES_OF``, or the evidence of an audit instead.
 planned-heads, planned-both
-                  the source paper's rule alone and on top, for comparison.
-uniform-heads     twice the heads at half the dimension in every layer, to tell early heads from more heads.
+                  the source paper's rule alone and in addition, for comparison.
+uniform-heads     twice the heads at half the dimension in every layer, to separate early heads from more heads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Scheme = Literal["planned", "uniform", "openelm", "planned-heads", "planned-both
 SCHEMES: tuple[str, ...] = get_args(Scheme)
 
 LAST_KEYS = 0.5
-"""Width of the last layer's queries and keys over the first's, without an audit."""
+"""Ratio of the query/key width of the last layer to that of the first, without an audit."""
 OPENELM_HEADS = (0.5, 1.0)
 OPENELM_MLP = (0.5, 4.0)
 RULES = {
@@ -37,7 +37,7 @@ RULES = {
     "early-heads": "the first third has twice the heads at half the dimension: early layers trade head dimension for "
     "heads (the second source paper's claim; trained models show no gain, docs/scratch.md)",
 }
-"""Rules of the planned schemes: what they do, and on what evidence."""
+"""Rules of the planned schemes: their effect and the evidence for them."""
 RULES_OF: dict[str, tuple[str, ...]] = {
     "planned": ("late-keys",),
     "planned-heads": ("early-heads",),
@@ -46,13 +46,13 @@ RULES_OF: dict[str, tuple[str, ...]] = {
 
 
 def rules_of(scheme: str, audited: bool = False) -> dict[str, str]:
-    """The rules that shape a scheme, in words; none for the baselines, nor where an audit takes their place."""
+    """The rules of a scheme, in words; empty for baselines and where an audit replaces the rules."""
     return {} if audited else {name: RULES[name] for name in RULES_OF.get(scheme, ())}
 
 
 @dataclass(frozen=True)
 class Base:
-    """The uniform layer that every scheme starts from."""
+    """The uniform layer from which every scheme starts."""
 
     n_heads: int
     n_kv_heads: int
@@ -60,13 +60,13 @@ class Base:
 
     @property
     def group(self) -> int:
-        """Query heads of a key-value head."""
+        """Query heads per key-value head."""
         return self.n_heads // self.n_kv_heads
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Attention of one layer at some scale."""
+    """Attention shape of one layer at a given scale."""
 
     n_heads: int
     n_kv_heads: int
@@ -76,8 +76,8 @@ class Heads:
 
 @dataclass(frozen=True)
 class Shape:
-    """A scheme for one model. ``at(scale)``: every layer's heads. mlp: MLP widths relative to each other.
-    by_layer: single layers may be widened to use up a budget; ``False``: only all together."""
+    """A scheme for one model. ``at(scale)``: the heads of every layer. mlp: relative MLP widths.
+    by_layer: whether single layers may be widened to use up a budget, rather than only all layers together."""
 
     at: Callable[[float], list[Heads]]
     mlp: tuple[float, ...]
@@ -86,7 +86,7 @@ class Shape:
 
 
 def shape(scheme: str, layers: int, base: Base, evidence: Evidence | None = None) -> Shape:
-    """The scheme by name. Raises HeadcountError for an unknown one and for evidence that it has no use for."""
+    """The scheme by name. Raises HeadcountError for an unknown scheme or one that does not use evidence."""
     if scheme not in SCHEMES:
         raise HeadcountError(f"there is no scheme {scheme!r}", fix=f"choose one of {', '.join(SCHEMES)}")
     if evidence is not None and scheme != "planned":
@@ -99,7 +99,7 @@ def shape(scheme: str, layers: int, base: Base, evidence: Evidence | None = None
 
 
 def ramp(ends: tuple[float, float], layers: int) -> list[float]:
-    """Numbers from the first of ``ends`` to the second, one a layer; their mean where there is one layer.
+    """Linearly spaced numbers between ``ends``, one per layer; their mean for a single layer.
 
     >>> ramp((0.5, 1.0), 3)
     [0.5, 0.75, 1.0]
@@ -110,7 +110,7 @@ def ramp(ends: tuple[float, float], layers: int) -> list[float]:
 
 
 def even(width: float) -> int:
-    """The nearest even number, at least 2: the rotary embedding turns pairs.
+    """The nearest even number, at least 2: the rotary embedding rotates pairs.
 
     >>> even(15.2), even(0.3)
     (16, 2)
@@ -131,7 +131,7 @@ def _openelm(layers: int, base: Base) -> Shape:
 
     def at(scale: float) -> list[Heads]:
         kv = spread([scale * part * base.n_kv_heads for part in parts])
-        return [Heads(base.group * own, own, base.head_dim, base.head_dim) for own in kv]
+        return [Heads(base.group * n_kv_heads, n_kv_heads, base.head_dim, base.head_dim) for n_kv_heads in kv]
 
     reasons = tuple(
         f"openelm (arXiv 2404.14619): heads {heads:.2f} of the base, MLP {mlp:.2f} times hidden before it is scaled"
@@ -140,18 +140,18 @@ def _openelm(layers: int, base: Base) -> Shape:
     return Shape(at, tuple(ramp(OPENELM_MLP, layers)), reasons, by_layer=False)
 
 
-def spread(wanted: Sequence[float]) -> list[int]:
-    """Whole numbers, at least 1, near ``wanted``, with the sum nearest to theirs (largest remainders).
+def spread(targets: Sequence[float]) -> list[int]:
+    """Integers of at least 1 near ``targets``, whose sum is nearest to the sum of the targets (largest remainders).
 
     >>> spread([2.0, 2.4, 2.8, 3.2, 3.6])
     [2, 2, 3, 3, 4]
     """
-    found = [max(1, math.floor(number)) for number in wanted]
-    left = math.floor(sum(wanted) + 1e-9) - sum(found)
-    order = sorted(range(len(wanted)), key=lambda i: (found[i] - wanted[i], -i))
+    counts = [max(1, math.floor(number)) for number in targets]
+    left = math.floor(sum(targets) + 1e-9) - sum(counts)
+    order = sorted(range(len(targets)), key=lambda i: (counts[i] - targets[i], -i))
     for i in order[: max(0, left)]:
-        found[i] += 1
-    return found
+        counts[i] += 1
+    return counts
 
 
 def _ruled(scheme: str, layers: int, base: Base) -> Shape:
@@ -179,7 +179,7 @@ def _audited(base: Base, evidence: Evidence) -> Shape:
 def _by_shares(
     base: Base, keys: Sequence[float], values: Sequence[float], split: Sequence[int], reasons: tuple[str, ...]
 ) -> Shape:
-    """Dimensions by shares of the base's; ``split`` divides them among that many times the heads."""
+    """Dimensions as shares of the base dimensions; ``split``: factor by which heads multiply and dimensions shrink."""
 
     def at(scale: float) -> list[Heads]:
         return [

@@ -1,8 +1,8 @@
-"""Synthetic tasks with exact answers: what attention is asked to compute in the theory.
+"""Synthetic tasks with exact answers, taken from the theory of attention.
 
-``get(name, **sizes)`` gives a task, ``names()`` lists them, ``register`` adds one of your own.
+``get(name, **sizes)`` returns a task, ``names()`` lists them, ``register`` adds a custom one.
 
-Names are imported when they are used: ``headcount.tasks.sizes``, which commands are made from, needs no NumPy.
+Names are imported on first use: ``headcount.tasks.sizes``, from which commands are generated, does not need NumPy.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Label-balanced sequences for the matching tasks, whatever N and M: 40 to 60% of the tokens match.
+"""Label-balanced sequences for the matching tasks, for any N and M: 40 to 60% of the tokens match.
 
-Uniform residues match nearly always where M is small for N and nearly never where it is large. So:
+Uniform residues almost always match if M is small relative to N and almost never if it is large. Therefore:
 
 - M large: start from uniform residues and complete random tuples until enough tokens match;
-- M small: first draw a *palette*, a set of residues so few that about half of them match within it. A residue
-  of the palette that does not match there cannot match in any sequence over the palette, whatever the order,
+- M small: first draw a *palette*, a set of residues small enough that about half of them match within it. A
+  residue of the palette that does not match within it cannot match in any sequence over the palette, for any order,
   window or multiplicity; so the sequence is filled with matching and non-matching residues as needed.
 
-Both run in a loop of draw, label, repair. Where it does not arrive (very few tokens, a window of one), a
-sequence of 0 and one unit v is left: 0 matches itself, and v, 2v, ..., sv are not 0 for M > s. For M <= s no
+Both run in a loop of draw, label, repair. If the loop does not succeed (very few tokens, a window of one), the
+fallback is a sequence of 0 and one unit v: 0 matches itself, and v, 2v, ..., sv are not 0 for M > s. For M <= s no
 such residue exists, and the unrestricted tasks cannot be balanced at all.
 """
 
@@ -32,11 +32,11 @@ _REPAIRS = 40
 
 
 class MatchingTask(Protocol):
-    """What is asked of a task to balance its sequences."""
+    """The interface that a task needs for balancing its sequences."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name used in error messages."""
 
     @property
     def tokens(self) -> int:
@@ -55,7 +55,7 @@ class MatchingTask(Protocol):
         """The M at which about half of the tokens of uniform sequences match."""
 
     def places(self, rng: np.random.Generator, token: int) -> Integers:
-        """Positions of a tuple that ``token`` looks at."""
+        """Positions of a tuple that can match at ``token``."""
 
     def label(self, x: Integers) -> NDArray[np.bool_]:
         """The answers of one sequence."""
@@ -63,18 +63,18 @@ class MatchingTask(Protocol):
 
 @dataclass(frozen=True)
 class _Palette:
-    """Residues, split by whether they match within the palette."""
+    """Residues of a palette, split by whether they match within it."""
 
     matching: Integers
     others: Integers
     modulus: int
 
     def tuple_of(self, rng: np.random.Generator, order: int) -> Integers:
-        """A tuple of the palette that sums to 0, its first element drawn at random."""
+        """A tuple over the palette that sums to 0; its first element is drawn at random."""
         first = int(rng.choice(self.matching))
-        found = _complete(rng, self.matching, -first % self.modulus, order - 1, self.modulus)
-        assert found is not None  # a residue matches only with other residues that match
-        return np.array([first, *found])
+        rest = _complete(rng, self.matching, -first % self.modulus, order - 1, self.modulus)
+        assert rest is not None  # all residues of a matching tuple are matching residues
+        return np.array([first, *rest])
 
 
 def balanced_sequence(task: MatchingTask, rng: np.random.Generator) -> Integers:
@@ -116,7 +116,7 @@ def balanced_sequence(task: MatchingTask, rng: np.random.Generator) -> Integers:
 def _repair(
     task: MatchingTask, rng: np.random.Generator, x: Integers, palette: _Palette | None, low: int, high: int
 ) -> bool:
-    """Change tokens of ``x`` in place until the number that match is in [low, high]; whether it got there."""
+    """Change tokens of ``x`` in place until the number of matches is in [low, high]; return whether that succeeded."""
     modulus, middle = task.residues, len(x) // 2
     for _ in range(_REPAIRS):
         matches = task.label(x)
@@ -142,8 +142,8 @@ def _repair(
 
 
 def _palette(rng: np.random.Generator, modulus: int, order: int) -> _Palette | None:
-    """A random palette with residues of both sorts; ``None`` where none turned up."""
-    # u values have u^(s-1)/(s-1)! sums of s-1: about half of the values match where that is M ln 2.
+    """A random palette with both matching and other residues; ``None`` if no attempt gives one."""
+    # u values have u^(s-1)/(s-1)! sums of s-1: about half of the values match if that is M ln 2.
     size = (math.factorial(order - 1) * math.log(2) * modulus) ** (1 / (order - 1))
     for _ in range(40):
         values = np.unique(rng.integers(0, modulus, max(1, round(size * rng.uniform(0.7, 1.2)))))
@@ -175,7 +175,7 @@ def _complete(rng: np.random.Generator, values: Integers, target: int, length: i
 
 
 def _two_residues(rng: np.random.Generator, n: int, modulus: int, zeros: int) -> Integers:
-    """``zeros`` zeros, two of them side by side, among copies of one unit mod M."""
+    """``zeros`` zeros, two of them adjacent, among copies of one unit mod M."""
     unit = 1
     for _ in range(64):
         drawn = int(rng.integers(1, modulus))

@@ -1,9 +1,9 @@
-"""What every task is: a sampler of three kinds, an exact solver, a score.
+"""The base class of all tasks: a sampler of three kinds, an exact solver and a score.
 
-A task is a frozen dataclass whose fields are its sizes, each declared as an ``Option`` (``headcount.tasks.sizes``, or
-the task's own file). ``sample`` draws a ``Batch`` (NumPy arrays, the first
-axis counts sequences), ``solve`` gives the exact answer at every token, ``score`` compares outputs with it.
-Nothing here needs torch; ``headcount.tasks.dataset`` wraps a task for training.
+A task is a frozen dataclass whose fields are its sizes, each declared as an ``Option`` (in ``headcount.tasks.sizes``
+or the task's own file). ``sample`` draws a ``Batch`` (NumPy arrays whose first axis counts sequences), ``solve``
+returns the exact answer at every token, ``score`` compares outputs with it. Nothing here needs torch;
+``headcount.tasks.dataset`` wraps a task for training.
 
 Letters: N = ``tokens``, q = ``sparsity``, d' = ``dim``, M = ``modulus``, s = ``order``, K = ``window``.
 Tokens and residues count from 0.
@@ -28,15 +28,15 @@ from headcount.tasks.sizes import TOKENS
 
 Kind = Literal["uniform", "balanced", "adversarial"]
 """``uniform``: independent draws. ``balanced``: 40 to 60% of the tokens are positive. ``adversarial``: near
-misses are planted, inputs that differ from one with another answer in as little as possible."""
+misses, which differ as little as possible from an input with another answer."""
 
 Answer = Literal["binary", "class", "vector"]
 """``binary``: 0 or 1 at each token. ``class``: an integer, or ``NO_ANSWER``. ``vector``: a point of R^d'."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NO_ANSWER = -100
-"""The target of a token that is asked nothing, in tasks whose answer is a class; never scored. It is the default
-``ignore_index`` of torch's losses, which therefore skip such tokens without being told."""
+"""The target of tokens without a question, in tasks whose answer is a class; such tokens are not scored. It is the
+default ``ignore_index`` of torch's losses, which therefore skip them."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Score:
-    """How outputs compare with the exact answers.
+    """The result of comparing outputs with the exact answers.
 
-    ``checked`` answers were compared and ``wrong`` of them missed; ``max_error`` is the largest distance of
+    ``checked`` answers were compared and ``wrong`` of them were wrong; ``max_error`` is the largest distance of
     an output from its target: absolute for binary answers, Euclidean for vectors, 0 or 1 for classes.
     """
 
@@ -71,17 +71,17 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Share of the answers that are right (1 where nothing was asked)."""
+        """Fraction of correct answers (1 if nothing was compared)."""
         return 1.0 if self.checked == 0 else 1.0 - self.wrong / self.checked
 
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """One task at one size.
+    """A task with fixed sizes.
 
-    A subclass declares its sizes and fills in ``_uniform``, ``_balanced``, ``_adversarial`` (arrays from a
-    generator), ``_check`` (refuse arrays that are no input) and ``_solve``. Integers outside the range that their
-    size declares raise ``HeadcountError``.
+    A subclass declares its sizes and implements ``_uniform``, ``_balanced``, ``_adversarial`` (arrays from a
+    generator), ``_check`` (reject invalid inputs) and ``_solve``. Integers outside the declared range of their size
+    raise ``HeadcountError``.
 
     >>> from headcount import tasks
     >>> match2 = tasks.get("match2", tokens=4, modulus=10)
@@ -92,9 +92,9 @@ class Task(ABC):
     name: ClassVar[str]
     answer: ClassVar[Answer]
     summary: ClassVar[str]
-    """One line: what is asked at token i."""
+    """One line: the question at token i."""
     input_names: ClassVar[tuple[str, ...]] = ("x",)
-    """The arrays of a batch."""
+    """Names of the input arrays of a batch."""
 
     tokens: int = TOKENS.field(64)
 
@@ -104,7 +104,7 @@ class Task(ABC):
             if option.kind is int and value is not None:
                 option.check(value)
 
-    # -- what a caller uses ---------------------------------------------------------------------------
+    # -- public interface -----------------------------------------------------------------------------
 
     def sample(self, seed: int | np.random.Generator, count: int = 1, kind: Kind = "uniform") -> Batch:
         """Draw ``count`` sequences of one kind with their answers; the same seed gives the same bytes."""
@@ -118,7 +118,7 @@ class Task(ABC):
         return Batch(inputs, self._solve(inputs))
 
     def batch(self, **arrays: Any) -> Batch:
-        """Given inputs as a batch, checked and solved; one sequence may come without the first axis."""
+        """The given inputs as a batch, checked and solved; a single sequence may omit the first axis."""
         inputs = self.checked(arrays)
         return Batch(inputs, self._solve(inputs))
 
@@ -127,9 +127,9 @@ class Task(ABC):
         return self._solve(self.checked(batch.inputs if isinstance(batch, Batch) else batch))
 
     def draw(self, **arrays: Any) -> str:
-        """One sequence and its exact answers, a row for each array and a column for each token.
+        """One sequence and its exact answers as text, one row per array and one column per token.
 
-        Vectors are written as (a,b), sets as {i,j}, and ``.`` stands where nothing is asked.
+        Vectors are written as (a,b), sets as {i,j}, and ``.`` marks tokens without a question.
         """
         batch = self.batch(**arrays)
         rows = {**{name: batch.inputs[name][0] for name in self.input_names}, "target": batch.targets[0]}
@@ -138,15 +138,15 @@ class Task(ABC):
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
 
     def checked(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The inputs in the task's own types and shapes; what is no input raises ``HeadcountError``."""
+        """The inputs converted to the task's types and shapes; invalid inputs raise ``HeadcountError``."""
         return self._check({name: np.asarray(value) for name, value in inputs.items()})
 
     def score(self, outputs: Any, batch: Batch, epsilon: float | None = None) -> Score:
         """Compare outputs with the answers of ``batch``.
 
-        binary: (count, N) numbers, read as 1 above 1/2. class: (count, N) integers or (count, N, classes)
-        scores, the largest one counts. vector: (count, N, d'), wrong where the Euclidean distance exceeds
-        ``epsilon`` (1e-6 unless given). An output that is not finite is wrong.
+        binary: (count, N) numbers, read as 1 if above 1/2. class: (count, N) integers, or (count, N, classes)
+        scores of which the largest is taken. vector: (count, N, d'), wrong if the Euclidean distance exceeds
+        ``epsilon`` (1e-6 by default). Non-finite outputs are wrong.
         """
         got, want = np.asarray(outputs), batch.targets
         if self.answer == "class":
@@ -177,17 +177,17 @@ class Task(ABC):
         return np.asarray(targets[..., 0] > 0)
 
     def model_input(self, batch: Batch) -> NDArray[Any]:
-        """What a model reads: (count, N) symbols below ``vocabulary``, else (count, N, features)."""
+        """The model input: (count, N) symbols below ``vocabulary``, else (count, N, features)."""
         return batch.inputs["x"]
 
     @property
     def vocabulary(self) -> int | None:
-        """Number of input symbols; ``None`` where tokens are vectors."""
+        """Number of input symbols; ``None`` if tokens are vectors."""
         return None
 
     @property
     def classes(self) -> int | None:
-        """Number of answers of a task that answers with a class; ``None`` elsewhere."""
+        """Number of classes if the answer is a class; ``None`` otherwise."""
         return None
 
     def parameters(self) -> JsonObject:
@@ -195,15 +195,15 @@ class Task(ABC):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
-    def check_names(cls, given: Iterable[str]) -> None:
-        """Refuse inputs of other names than ``input_names``."""
-        if set(given) != set(cls.input_names):
+    def check_names(cls, names: Iterable[str]) -> None:
+        """Raise ``HeadcountError`` if the names are not exactly ``input_names``."""
+        if set(names) != set(cls.input_names):
             raise HeadcountError(
-                f"{cls.name} takes the inputs {', '.join(cls.input_names)}, not {', '.join(given) or 'none'}",
+                f"{cls.name} takes the inputs {', '.join(cls.input_names)}, not {', '.join(names) or 'none'}",
                 fix="name the arrays so, in a JSON object",
             )
 
-    # -- what a task fills in -------------------------------------------------------------------------
+    # -- implemented by each task ---------------------------------------------------------------------
 
     @abstractmethod
     def _uniform(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]: ...
@@ -220,7 +220,7 @@ class Task(ABC):
     @abstractmethod
     def _solve(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]: ...
 
-    # -- checks that tasks share ----------------------------------------------------------------------
+    # -- shared checks --------------------------------------------------------------------------------
 
     def _named(self, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """The arrays of ``input_names``, in that order."""
@@ -228,7 +228,7 @@ class Task(ABC):
         return [np.asarray(inputs[name]) for name in self.input_names]
 
     def _symbols(self, name: str, array: NDArray[Any], limit: int) -> NDArray[np.int64]:
-        """(count, N) integers in [0, limit), from an array that may lack the first axis."""
+        """(count, N) integers in [0, limit), from an array whose first axis may be missing."""
         array = array[None] if array.ndim == 1 else array
         if array.ndim != 2 or array.shape[1] != self.tokens:
             raise HeadcountError(
@@ -248,7 +248,7 @@ class Task(ABC):
 
 
 def _cell(value: NDArray[Any]) -> str:
-    """One token of ``Task.draw``."""
+    """The text of one token in ``Task.draw``."""
     numbers = ["." if number == NO_ANSWER else f"{number:.3g}" for number in np.atleast_1d(value)]
     if value.ndim == 0 or (value.dtype.kind == "f" and len(numbers) == 1):
         return numbers[0]

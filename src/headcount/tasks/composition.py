@@ -22,10 +22,10 @@ class Composition(Task):
     Targets: (count, N), ``NO_ANSWER`` before the last token.
 
     - uniform: f, g and a uniform.
-    - balanced: over the batch, since a sequence has one answer: half of the answers are at least n/2, which
-      is what counts as positive here.
-    - adversarial: sequences 2k, 2k+1 differ in one entry of a table, that of f at a or that of g at f(a), and
-      their answers differ.
+    - balanced: over the batch, since each sequence has one answer: half of the answers are at least n/2, which
+      counts as positive here.
+    - adversarial: sequences 2k, 2k+1 differ in one table entry, either f at a or g at f(a), and in their
+      answers.
 
     >>> print(Composition(tokens=7).draw(x=[1, 2, 0, 2, 0, 1, 0]))  # f = 1 2 0, g = 2 0 1, a = 0: f(0) = 1, g(1) = 0
     x       1  2  0  2  0  1  0
@@ -86,7 +86,7 @@ class Composition(Task):
         argument = x[rows, -1]
         inner = x[rows, argument]
         outer = x[rows, n + inner]
-        # Another inner value, whose entry of g differs in both sequences, or another outer value.
+        # Change either the inner value, with a different entry of g in both sequences, or the outer value.
         other = (inner + rng.integers(1, n, len(rows))) % n
         different = (outer + rng.integers(1, n, len(rows))) % n
         through_f = rng.integers(0, 2, len(rows)) == 1

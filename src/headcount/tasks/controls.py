@@ -1,4 +1,4 @@
-"""Parity and majority: the controls, one hard and one easy for attention."""
+"""Parity and majority: two controls, one hard and one easy for attention."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headcount.tasks.base import Answer, Task
 
 @dataclass(frozen=True)
 class _Bits(Task):
-    """Tasks about the number of ones in a sequence of bits; every token has the same target."""
+    """Base of the tasks about the number of ones in a bit sequence; every token has the same target."""
 
     answer: ClassVar[Answer] = "binary"
 
@@ -59,8 +59,8 @@ class Parity(_Bits):
 
     def _balanced(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
         x = self._uniform(rng, count)["x"]
-        wanted = rng.permutation(np.arange(count) % 2)
-        flip = x.sum(axis=1) % 2 != wanted
+        parity = rng.permutation(np.arange(count) % 2)
+        flip = x.sum(axis=1) % 2 != parity
         x[flip, rng.integers(0, self.tokens, count)[flip]] ^= 1
         return {"x": x}
 
@@ -94,8 +94,8 @@ class Majority(_Bits):
 
     def _balanced(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
         most = self.tokens // 2  # ones without a majority
-        wanted = rng.permutation(np.arange(count) % 2 == 1)
-        ones = np.where(wanted, rng.integers(most + 1, self.tokens + 1, count), rng.integers(0, most + 1, count))
+        has_majority = rng.permutation(np.arange(count) % 2 == 1)
+        ones = np.where(has_majority, rng.integers(most + 1, self.tokens + 1, count), rng.integers(0, most + 1, count))
         return {"x": self._with_ones(rng, ones)}
 
     def _adversarial(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:

@@ -14,10 +14,10 @@ from headcount.tasks.base import Batch, Kind, Task
 class TaskDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """``length`` sequences of a task as (input, target) pairs.
 
-    Sequences are drawn in blocks, block b from the seed derived from (seed, b), so that item i is the same
-    whatever order, worker or length it is read in. Inputs: ``task.model_input``, int64 symbols (N,) or
+    Sequences are drawn in blocks, block b from the seed derived from (seed, b), so that item i does not depend on
+    the reading order, the worker or the length. Inputs: ``task.model_input``, int64 symbols (N,) or
     float32 (N, features). Targets: float32 for binary and vector answers, int64 for classes, with
-    ``NO_ANSWER`` (-100) where nothing is asked, which torch's cross_entropy ignores.
+    ``NO_ANSWER`` (-100) at tokens without a question, which torch's cross_entropy ignores.
 
     >>> from headcount import tasks
     >>> x, target = TaskDataset(tasks.get("match3", tokens=8), length=100, seed=0)[99]
@@ -31,7 +31,7 @@ class TaskDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 raise HeadcountError(f"{name} must be at least 1, not {value}", fix="choose a positive one")
         self.task, self.length, self.seed, self.kind, self.block = task, length, seed, kind, block
         self._held: tuple[int, torch.Tensor, torch.Tensor] | None = None
-        self._tensors(0)  # sizes and kind that do not go together are refused here, not inside a worker
+        self._tensors(0)  # incompatible sizes and kind raise here, not inside a worker
 
     def __len__(self) -> int:
         return self.length
@@ -50,10 +50,10 @@ class TaskDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def as_tensors(task: Task, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch as (inputs, targets) in the types that models train on."""
-    given = task.model_input(batch)
-    if any(np.may_share_memory(given, own) for own in batch.inputs.values()):
-        given = given.copy()  # a batch is read-only, a tensor is not
-    inputs = torch.from_numpy(given)
+    """A batch as (inputs, targets) in the dtypes used for training."""
+    array = task.model_input(batch)
+    if any(np.may_share_memory(array, source) for source in batch.inputs.values()):
+        array = array.copy()  # batches are read-only, tensors are not
+    inputs = torch.from_numpy(array)
     dtype = torch.int64 if task.answer == "class" else torch.float32
     return inputs, torch.from_numpy(batch.targets).to(dtype)

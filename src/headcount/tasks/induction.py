@@ -18,15 +18,15 @@ from headcount.tasks.sizes import HOPS, SYMBOLS
 class Induction(Task):
     """k-hop induction: target_i = x at hop^k(i), with hop(i) = 1 + (last p < i with x_p = x_i).
 
-    For k = 1 it is the induction head: what followed the last earlier occurrence of this symbol (Sanford et
-    al. 2024, arXiv 2402.09268, Definition of k-hop). Where some hop has no earlier occurrence nothing is
-    asked. Inputs: ``x`` (count, N) symbols. Targets: (count, N) symbols or ``NO_ANSWER``.
+    For k = 1 this is the induction head: the symbol after the last earlier occurrence of this symbol (Sanford et
+    al. 2024, arXiv 2402.09268, Definition of k-hop). A token has no question if some hop has no earlier
+    occurrence. Inputs: ``x`` (count, N) symbols. Targets: (count, N) symbols or ``NO_ANSWER``.
 
     - uniform: independent uniform symbols.
     - balanced: 40 to 60% of the tokens have an answer: distinct symbols first, then repeats of them.
-    - adversarial: sequences 2k, 2k+1 differ in one token: the one that holds the last token's answer.
+    - adversarial: sequences 2k, 2k+1 differ in one token, the one that contains the last token's answer.
 
-    Without ``symbols`` there are as many as tokens.
+    By default, ``symbols`` equals the number of tokens.
 
     >>> print(Induction(tokens=6, symbols=4).draw(x=[3, 1, 2, 3, 1, 3]))
     x       3  1  2  3  1  3
@@ -76,7 +76,7 @@ class Induction(Task):
             step = max(1, abs(answered - n // 2) // 2)
             distinct += step if answered > high else -step
         if self.vocabulary >= n // 2 and low <= n - n // 2 <= high:
-            # The last symbol repeated follows itself: every repeat is answered, whatever the hops.
+            # Repeating the last symbol makes it follow itself, so every repeat has an answer for any number of hops.
             fresh = _distinct_symbols(rng, self.vocabulary, n // 2)
             return np.concatenate([fresh, np.full(n - n // 2, fresh[-1])])
         raise HeadcountError(
@@ -99,10 +99,10 @@ class Induction(Task):
         return {"x": self._symbols("x", x, self.vocabulary)}
 
     def _hop(self, x: NDArray[np.int64]) -> NDArray[np.int64]:
-        """hop^k(i) for all i, -1 where it does not exist."""
+        """hop^k(i) for all i; -1 if it does not exist."""
         count, n = x.shape
-        # Positions in order of (sequence, symbol, position): a predecessor of the same symbol is the last
-        # earlier occurrence.
+        # Sort positions by (sequence, symbol, position): the predecessor, if it has the same symbol, is the
+        # last earlier occurrence.
         key = (np.arange(count)[:, None] * self.vocabulary + x).ravel()
         order = np.argsort(key, kind="stable")
         follows = key[order[1:]] == key[order[:-1]]
@@ -117,10 +117,10 @@ class Induction(Task):
     def _solve(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         """O(N log N) for the last occurrences and O(N k) for the hops."""
         place = self._hop(inputs["x"])
-        found = np.take_along_axis(inputs["x"], np.maximum(place, 0), axis=1)
-        return np.where(place < 0, NO_ANSWER, found)
+        answers = np.take_along_axis(inputs["x"], np.maximum(place, 0), axis=1)
+        return np.where(place < 0, NO_ANSWER, answers)
 
 
 def _distinct_symbols(rng: np.random.Generator, symbols: int, number: int) -> NDArray[np.int64]:
-    """``number`` different symbols in random order."""
+    """``number`` distinct symbols in random order."""
     return rng.choice(symbols, number, replace=False)

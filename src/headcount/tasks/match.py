@@ -19,21 +19,21 @@ from headcount.tasks.residues import ROWS_LIMIT, triples_to_zero, tuples_to_zero
 from headcount.tasks.sizes import DISTINCT, MODULUS, ORDER
 
 ORDER_LIMIT = 64
-"""Most residues that a tuple sums; there is one convolution for each."""
+"""The largest number of residues in a tuple; each costs one convolution."""
 
 
 @dataclass(frozen=True)
 class Matching(Task):
-    """What the tasks about sums mod M share: residues in, 0 or 1 out, and the three kinds.
+    """Base of the tasks about sums mod M: residues in, 0 or 1 out, and the three kinds.
 
     Inputs: ``x`` (count, N) integers in [0, M). Targets: (count, N) int8.
 
     - uniform: independent uniform residues.
     - balanced: 40 to 60% positive tokens in every sequence (``headcount.tasks.balance``).
-    - adversarial: random residues, in which tuples are planted that sum to 1 or -1 instead of 0, and, for one
-      tuple in four, to 0: the least that separates a match from a miss.
+    - adversarial: random residues with planted tuples that sum to 1 or -1 instead of 0 and, for one tuple in four,
+      to 0: the smallest difference between a match and a miss.
 
-    Without ``modulus`` the task takes one at which about half of the tokens of uniform sequences match.
+    By default, ``modulus`` is chosen so that about half of the tokens of uniform sequences match.
     """
 
     answer: ClassVar[Answer] = "binary"
@@ -47,12 +47,12 @@ class Matching(Task):
 
     @property
     def residues(self) -> int:
-        """M as a number (``modulus`` is one after construction)."""
+        """M as an integer (``modulus`` is never ``None`` after construction)."""
         return cast(int, self.modulus)
 
     @property
     def arity(self) -> int:
-        """s: how many residues are summed."""
+        """s: the number of residues that are summed."""
         return 3
 
     @property
@@ -61,9 +61,9 @@ class Matching(Task):
         return self.modulus
 
     def places(self, rng: np.random.Generator, token: int) -> NDArray[np.int64]:
-        """Positions (i, j_2, ..., j_s) of a tuple that token i looks at, the other ones drawn at random.
+        """Positions (i, j_2, ..., j_s) of a tuple that can match at token i, with random j_2, ..., j_s.
 
-        They differ where the task has as many positions to offer.
+        The positions are distinct if the task has enough of them.
         """
         others = rng.permutation(self.tokens)
         others = others[others != token][: self.arity - 1]
@@ -134,11 +134,11 @@ class MatchS(Matching):
         return self.order
 
     def label(self, x: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """O(M log M + N) for each of the s - 2 convolutions, or all pairs where that is cheaper."""
+        """O(M log M + N) for each of the s - 2 convolutions, or all pairs if that is cheaper."""
         return tuples_to_zero(x, self.residues, self.order, self.distinct)
 
     def _solve(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int8]:
-        """Many short sequences at once where that is possible; else one by one."""
+        """Solve many short sequences at once if possible, else one by one."""
         x = inputs["x"]
         short = max(x.shape[1] ** 2, self.residues) <= ROWS_LIMIT
         if self.order == 3 and not self.distinct and len(x) > 1 and short:

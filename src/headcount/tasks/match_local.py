@@ -1,4 +1,4 @@
-"""Match3 with a restricted view: inside a window, or with the other two tokens side by side."""
+"""Match3 with restricted tuples: inside a window, or with the other two tokens adjacent."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Match3Local(Matching):
 
     @property
     def natural_modulus(self) -> int:
-        """As for Match3, with the window's 2K+1 tokens in the place of all N."""
+        """As for Match3, with the window's 2K+1 tokens instead of all N."""
         seen = min(self.tokens, 2 * self.window + 1)
         return modulus_for(seen**2, 2)
 
     def places(self, rng: np.random.Generator, token: int) -> NDArray[np.int64]:
-        """i and two others inside its window."""
+        """i and two other positions inside its window."""
         inside = np.arange(max(0, token - self.window), min(self.tokens, token + self.window + 1))
         others = rng.permutation(inside[inside != token])[:2]
         return np.append(token, np.resize(others if len(others) else token, 2))
@@ -47,12 +47,12 @@ class Match3Local(Matching):
         """O(N K log N): for each offset j - i, is the missing residue inside the window of i?
 
         The pairs (residue, position) are sorted once, so that the occurrences of a residue inside a window
-        are a slice found by two binary searches.
+        form a slice, located by two binary searches.
         """
         n, modulus = len(x), self.residues
         support, rank = np.unique(x, return_inverse=True)
         occurrences = np.sort(rank * n + np.arange(n))
-        found = np.zeros(n, dtype=bool)
+        matches = np.zeros(n, dtype=bool)
         for offset in range(-min(self.window, n - 1), min(self.window, n - 1) + 1):
             if self.distinct and offset == 0:
                 continue
@@ -66,8 +66,8 @@ class Match3Local(Matching):
             count -= np.searchsorted(occurrences, place * n + first)
             if self.distinct:
                 count -= (x[i] == missing).astype(np.int64) + (x[i + offset] == missing)
-            found[i] |= (support[place] == missing) & (count > 0)
-        return found
+            matches[i] |= (support[place] == missing) & (count > 0)
+        return matches
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Match3Bigram(Matching):
         return modulus_for(self.tokens - 1)
 
     def places(self, rng: np.random.Generator, token: int) -> NDArray[np.int64]:
-        """i, j, j+1 with i outside the pair where that is possible."""
+        """i, j, j+1 with i outside the pair if possible."""
         starts = np.arange(self.tokens - 1)
         free = starts[(starts != token) & (starts + 1 != token)]
         pool = free if len(free) else starts

@@ -1,4 +1,4 @@
-"""n-gram of white noise: a matrix for each of the last n tokens, summed; what an early layer has to extract."""
+"""n-gram of white noise: each of the last n tokens times its own matrix, summed; the task of an early layer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from headcount.tasks.base import Answer, Batch, Task
 from headcount.tasks.sizes import DIM, NONLINEAR, ORDER
 
 DECAY = 2**-0.5
-"""Each singular value of A_k over the one before: half of the power is gone after one more dimension."""
+"""Ratio of consecutive singular values of A_k: the power halves with each dimension."""
 GRID, CONTENT_GRID = 2**10, 2**16
 """Tokens are multiples of 1/GRID and matrices of 1/CONTENT_GRID: float64 then sums them exactly, in any order."""
 STEEP = 2.0
-"""The nonlinearity is tanh, of this many standard deviations of a coordinate that has its share of the power."""
+"""The nonlinearity is tanh(STEEP y / s), s the standard deviation of a coordinate with an equal share of power."""
 _POINTS = 80
 
 
@@ -28,18 +28,19 @@ _POINTS = 80
 class NGram(Task):
     """n-gram: y_t = sum_{k < n} A_k z_{t-k}, with n = ``order`` and z = 0 before the sequence (lags 0..n-1).
 
-    The target of Yu et al. 2025 (arXiv 2510.03784, section 3) with the last n tokens as its lags, the token's own
-    included: what a model that predicts the next token from an n-gram reads. z is white noise, standard normal in R^d'
-    (``dim``), rounded to a grid. The A_k belong to the task: U_k diag(sigma) W_k' with random orthogonal U_k and W_k,
-    sigma_i falling by ``DECAY``, and ||A_k||_F^2 = 1/n, so that a full target has power 1.
+    The target of Yu et al. 2025 (arXiv 2510.03784, section 3) with the last n tokens as its lags, including the
+    current token: the input of a model that predicts the next token from an n-gram. z is white noise,
+    standard normal in R^d' (``dim``), rounded to a grid. The A_k belong to the task: U_k diag(sigma) W_k' with random
+    orthogonal U_k and W_k, sigma_i decaying by the factor ``DECAY``, and ||A_k||_F^2 = 1/n, so that a full target has
+    power 1.
 
-    ``nonlinear``: the target is tanh(2 sqrt(d') y_t) / sqrt(d'), by coordinate.
+    ``nonlinear``: the target is tanh(2 sqrt(d') y_t) / sqrt(d'), coordinatewise.
 
     Inputs: ``z`` (count, N, d'). Targets: (count, N, d') float64, the linear ones exact for sampled z.
 
     - uniform: independent draws.
     - balanced: over the batch: sequences come in pairs z, -z, and targets are odd. Positive: first coordinate above 0.
-    - adversarial: sequences 2k, 2k+1 differ in the sign of one token, the oldest that the last token's target reads.
+    - adversarial: sequences 2k, 2k+1 differ in the sign of one token, the oldest that affects the last target.
 
     >>> task = NGram(tokens=5, order=2, dim=3)
     >>> z = np.zeros((5, 3)); z[1] = [1.0, 0.0, 0.0]  # an impulse comes back once through each matrix
@@ -78,7 +79,7 @@ class NGram(Task):
         Exact for Gaussian z: coordinate i of the sum at token t is normal with variance sum_{k <= t} ||row i of
         A_k||^2, and E tanh^2 is a Gauss-Hermite sum (to 1e-6 of itself).
         """
-        rows = (self.content**2).sum(axis=2)  # (n, d'): what lag k adds to the variance of each coordinate
+        rows = (self.content**2).sum(axis=2)  # (n, d'): contribution of lag k to the variance of each coordinate
         seen = np.cumsum(rows, axis=0)[np.minimum(np.arange(self.tokens), self.order - 1)]
         if not self.nonlinear:
             return float(seen.sum() / self.tokens)
@@ -130,13 +131,13 @@ def _bend(sums: NDArray[np.float64], dim: int) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=64)
 def _content(order: int, dim: int) -> NDArray[np.float64]:
-    """The matrices of a task; the first ones of a longer n-gram are, up to their scale, those of a shorter one."""
+    """The matrices of a task; up to scale, a shorter n-gram has the first matrices of a longer one."""
     sigma = DECAY ** np.arange(dim)
     sigma /= np.sqrt(order * (sigma**2).sum())
-    found = np.empty((order, dim, dim))
+    matrices = np.empty((order, dim, dim))
     for lag in range(order):
         generator = numpy_generator(0, "task", "ngram", dim, lag)
         left, right = (np.linalg.qr(generator.normal(size=(dim, dim)))[0] for _ in range(2))
-        found[lag] = np.rint((left * sigma) @ right.T * CONTENT_GRID) / CONTENT_GRID
-    found.setflags(write=False)
-    return found
+        matrices[lag] = np.rint((left * sigma) @ right.T * CONTENT_GRID) / CONTENT_GRID
+    matrices.setflags(write=False)
+    return matrices

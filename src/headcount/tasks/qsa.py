@@ -14,9 +14,9 @@ from headcount.tasks.base import Answer, Batch, Task
 from headcount.tasks.sizes import DIM, SPARSITY
 from headcount.tasks.subsets import random_subsets
 
-_TOGETHER = 2**15  # numbers of several sequences that stay in the cache together
+_TOGETHER = 2**15  # numbers processed together, so that they fit into the CPU cache
 GRID = 2**15
-"""Sampled vectors are multiples of 1/GRID: float32 holds them and float64 sums them exactly, in any order."""
+"""Sampled vectors are multiples of 1/GRID: exact in float32, and summed exactly in float64 in any order."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class QSA(Task):
       half of the tokens are positive in every coordinate. Positive means: first coordinate above 0.
     - adversarial: z_j = +-e_1, and tokens 2k, 2k+1 hold sets that differ in one element whose vectors are
       opposite: targets 2/q apart, the least that two sets can differ by in the argument of the bound
-      ``qsa-bits``. In half of the pairs (where q <= N/2) all other elements have z = -e_1: these are the
-      set-disjointness instances of Theorem 4, an empty intersection against one common element.
+      ``qsa-bits``. In half of the pairs (if q <= N/2) all other elements have z = -e_1: these are the
+      set-disjointness instances of Theorem 4, an empty intersection versus one common element.
 
     >>> print(QSA(tokens=3, sparsity=2, dim=1).draw(z=[[1.0], [0.5], [-1.0]], y=[[0, 1], [0, 2], [1, 2]]))
     z       1      0.5    -1
@@ -60,7 +60,7 @@ class QSA(Task):
         """Tokens (z_i; y_i; i) as float32, (count, N, d' + q + 1)."""
         z, y = batch.inputs["z"], batch.inputs["y"]
         tokens = np.empty((*z.shape[:2], self.dim + self.sparsity + 1), dtype=np.float32)
-        for k in range(self.dim):  # rows are short: column by column is three times as fast as concatenating
+        for k in range(self.dim):  # rows are short: copying column by column is three times as fast as concatenating
             tokens[..., k] = z[..., k]
         for k in range(self.sparsity):
             tokens[..., self.dim + k] = y[..., k]
@@ -85,12 +85,12 @@ class QSA(Task):
                 f"with sparsity {q} of {n} tokens all targets are equal and cannot be balanced",
                 fix=f"choose a sparsity below {n}" if n > 1 else "choose 2 tokens or more",
             )
-        # Vectors 2k and 2k+1 are antipodal (a last one alone is 0); tokens are shuffled at the end.
+        # Vectors 2k and 2k+1 are antipodal (an unpaired last one is 0); tokens are shuffled at the end.
         z = np.zeros((count, n, self.dim), dtype=np.float32)
         z[:, 0 : 2 * half : 2] = self.vectors(rng, count, half)
         z[:, 1 : 2 * half : 2] = -z[:, 0 : 2 * half : 2]
-        # A set takes at most one of each antipodal pair, so that no target cancels to 0. A large set is the
-        # complement of such a small one: the vectors sum to 0, so its mean points the other way.
+        # A set contains at most one vector of each antipodal pair, so that no target cancels to 0. A large set is
+        # the complement of such a small set: all vectors sum to 0, so its mean has the opposite direction.
         small = q if q <= half else n - q
         rows = count * ((n + 1) // 2)
         pairs = random_subsets(rng, rows, half, small)
@@ -99,7 +99,7 @@ class QSA(Task):
         if small != q:
             chosen, mirror = _complement(chosen, n), _complement(mirror, n)
         y = np.stack([chosen, mirror], axis=1).reshape(count, -1, q)[:, :n]
-        # One shuffle for the names of the tokens, one for which token holds which set.
+        # One permutation of the token indices, and one that assigns the sets to the tokens.
         place = rng.permuted(np.tile(np.arange(n), (count, 1)), axis=1)
         owner = rng.permuted(np.tile(np.arange(n), (count, 1)), axis=1)
         shuffled = np.empty_like(z)
@@ -175,7 +175,7 @@ class QSA(Task):
         z = z if small else z.astype(np.float64)
         targets = np.empty(z.shape, dtype=np.float64)
         together = _TOGETHER // (self.tokens * self.dim)
-        if together > 1:  # many short sequences at once, as training draws them
+        if together > 1:  # many short sequences at once, as in training
             for start in range(0, len(z), together):
                 group, members = z[start : start + together], inputs["y"][start : start + together]
                 vectors = group.reshape(-1, self.dim)
@@ -189,7 +189,7 @@ class QSA(Task):
         term = np.empty_like(total)
         for target, vectors, sets in zip(targets, z, inputs["y"], strict=True):
             columns = np.ascontiguousarray(sets.T)
-            # Elements are checked before; "clip" only tells take that it need not buffer its output.
+            # Elements were checked before; mode "clip" only avoids the output buffer of take.
             vectors.take(columns[0], axis=0, out=total, mode="clip")
             for column in columns[1:]:
                 vectors.take(column, axis=0, out=term, mode="clip")

@@ -1,4 +1,4 @@
-"""Multi-query associative recall: keys are followed by values once, and asked for later."""
+"""Multi-query associative recall: keys are followed by values once and queried later."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Recall(Task):
     """Recall (MQAR, Arora et al. 2023): the value that last followed the token's key before it.
 
     Symbols 0..V/2-1 are keys, V/2..V-1 values. A key directly followed by a value binds it. The target of a
-    key that was bound before is the value of its latest binding; all other tokens are asked nothing.
+    key that was bound before is the value of its latest binding; all other tokens have no question.
     Inputs: ``x`` (count, N) symbols. Targets: (count, N) symbols or ``NO_ANSWER``.
 
     - uniform: independent uniform symbols.
     - balanced: distinct keys with values, fillers, then as many queries as half of the tokens.
-    - adversarial: as balanced, but half of the keys are bound a second time to another value: only the later
-      one counts. Fewer tokens than half are then left for queries.
+    - adversarial: as balanced, but half of the keys are bound a second time to another value, and only the later
+      binding counts. Fewer than half of the tokens are then queries.
 
     >>> print(Recall(tokens=9, symbols=8).draw(x=[0, 5, 1, 6, 0, 1, 0, 7, 0]))  # keys 0..3, values 4..7
     x       0  5  1  6  0  1  0  7  0
@@ -53,7 +53,7 @@ class Recall(Task):
 
     @property
     def classes(self) -> int | None:
-        """V: the answer is named by its symbol."""
+        """V: the classes are the symbols."""
         return self.symbols
 
     def _uniform(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
@@ -70,14 +70,14 @@ class Recall(Task):
         return {"x": self._stored_then_asked(rng, count, queries, again=True)}
 
     def _stored_then_asked(self, rng: np.random.Generator, count: int, queries: int, again: bool) -> NDArray[np.int64]:
-        """Pairs, then (``again``) half of the keys with other values, then fillers, then queries."""
+        """Pairs, then (with ``again``) half of the keys with new values, then fillers, then queries."""
         half, room = self.symbols // 2, self.tokens - queries
         pairs = min(half, room // 3 if again else room // 2)
         if pairs < (2 if again else 1):
             raise HeadcountError(
                 f"{self.tokens} tokens have no room for pairs and queries", fix="give --tokens 8 or more"
             )
-        x = rng.integers(half, self.symbols, (count, self.tokens))  # fillers are values that no key precedes
+        x = rng.integers(half, self.symbols, (count, self.tokens))  # fillers are values not preceded by a key
         for row in x:
             keys = rng.permutation(half)[:pairs]
             row[0 : 2 * pairs : 2] = keys

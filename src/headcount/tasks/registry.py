@@ -1,4 +1,4 @@
-"""Which tasks there are, by name."""
+"""The registry of tasks."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _TASKS = Registry("task", ((task.name, task) for task in _ALL))
 
 
 def register(task: type[Task]) -> type[Task]:
-    """Add a task of your own: commands, sweeps and bounds then take it and the sizes that it declares.
+    """Register a custom task: commands, sweeps and bounds then accept it and its declared sizes.
 
-    It is known to this process alone: run sweeps over it with one worker.
+    The registration is local to this process, so sweeps over the task must use one worker.
 
-    Raises ``ValueError`` where the name is taken, a field declares no ``Option``, or a size is another task's by name
-    alone. Usable as a decorator.
+    Raises ``ValueError`` if the name is taken, a field declares no ``Option``, or a size has the name of another
+    task's size but a different declaration. Usable as a decorator.
     """
     bare = {field.name for field in dataclasses.fields(task)} - {option.name for option in options_of(task)}
     if bare:
@@ -57,7 +57,7 @@ def register(task: type[Task]) -> type[Task]:
 
 
 def declared_sizes() -> tuple[Option, ...]:
-    """Every size that a task takes, once; switches last.
+    """The distinct sizes of all tasks; switches last.
 
     >>> [size.name for size in declared_sizes()][:4], declared_sizes()[-1].off
     (['tokens', 'sparsity', 'dim', 'modulus'], 'linear')
@@ -71,19 +71,19 @@ def _declared(known: tuple[type[Task], ...]) -> tuple[Option, ...]:
 
 
 def names() -> tuple[str, ...]:
-    """The names that ``get`` takes."""
+    """The names that ``get`` accepts."""
     return _TASKS.names()
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of one task; its fields are the sizes that it takes."""
+    """The class of a task; its fields are the sizes that it accepts."""
     return _TASKS.get(name)
 
 
 def get(name: str, **sizes: Any) -> Task:
-    """The task ``name`` at the given sizes; what is left out takes its default.
+    """The task ``name`` with the given sizes; omitted sizes have their defaults.
 
-    Raises ``HeadcountError`` for an unknown name, a size that the task lacks, or a value out of range.
+    Raises ``HeadcountError`` for an unknown name, a size that the task does not have, or a value out of range.
 
     >>> get("qsa", tokens=32, sparsity=3).parameters()
     {'tokens': 32, 'sparsity': 3, 'dim': 8}

@@ -1,17 +1,17 @@
-"""Exact convolution of functions on the residues mod M: the engine of the matching solvers.
+"""Exact convolution of functions on the residues mod M, used by the matching solvers.
 
-A function on {0..M-1} with few non-zero values is held as its support and its integer weights. Convolutions
-are exact integers, by whichever is cheaper:
+A function on {0..M-1} with few non-zero values is stored as its support and its integer weights. Convolutions
+are exact integers, computed by the cheaper of:
 
 - direct: all pairs of the two supports;
-- FFT of a power-of-two length n >= 2M - 1, rounded to integers. The rounding provably never errs: with
+- FFT of a power-of-two length n >= 2M - 1, rounded to integers. The rounding is provably exact: with
   unit roundoff u = 2^-53 the transform of length n = 2^k has relative error at most k eta in the 2-norm,
   eta = 6.7 u for radix-2 butterflies with twiddles good to u (Higham, Accuracy and Stability of Numerical
   Algorithms, Theorem 24.2); the larger radices of pocketfft replace several such stages by one with fewer
-  roundings, and eta = 50 u is used here to be on the safe side. The errors of the two forward transforms
-  reach an entry of the result as at most k eta |a| |b| each (Cauchy-Schwarz over the spectrum), that of the
+  roundings, and eta = 50 u is used here as a safety margin. The errors of the two forward transforms
+  reach an entry of the result as at most k eta |a| |b| each (Cauchy-Schwarz over the spectrum), and that of the
   inverse one as at most k eta |c|, where |c|^2 <= max(c) sum(c) <= (|a| |b|) (|a|_1 |b|_1) for weights that
-  are not negative. The sum of the three is computed for every call, and the FFT is used only where it is
+  are not negative. The sum of the three is computed for every call, and the FFT is used only if it is
   below 1/4; at a million tokens and M = 1,000,003 it is below 1e-3.
 """
 
@@ -29,11 +29,11 @@ Integers = NDArray[np.int64]
 
 ROUNDING_PER_STAGE = 50 * 2.0**-53
 FFT_LIMIT = 2**27
-"""Longest transform: about 3 GiB at work."""
+"""The longest transform, which needs about 3 GiB."""
 DIRECT_LIMIT = 2**36
-"""Most pairs that are worth trying one by one: minutes."""
+"""The largest number of pairs for the direct method, which takes minutes."""
 _CHUNK = 2**22
-_FFT_COST = 8  # an FFT of length n takes as long as about 8 n pairs
+_FFT_COST = 8  # an FFT of length n costs as much as about 8 n pairs
 
 
 @dataclass(frozen=True)
@@ -82,28 +82,28 @@ def convolve(a: Residues, b: Residues) -> Residues:
 
 
 def convolve_at(a: Residues, b: Residues, points: Integers) -> Integers:
-    """(a * b) at ``points`` (one axis), without computing it elsewhere where that is cheaper."""
+    """(a * b) at ``points`` (one axis), without computing it elsewhere if that is cheaper."""
     distinct, owner = np.unique(points, return_inverse=True)
     if len(a.support) > len(b.support):
         a, b = b, a
     if _prefers_fft(a, b, len(a.support) * len(distinct)):
         return _fft(a, b)[points]
     _check_pairs(a, len(a.support) * len(distinct))
-    found_at = _lookup(b)
+    values_at = _lookup(b)
     result = np.empty(len(distinct), dtype=np.int64)
     rows = max(1, _CHUNK // len(a.support))
     for start in range(0, len(distinct), rows):
         rest = distinct[start : start + rows, None] - a.support
         rest += np.where(rest < 0, a.modulus, 0)
-        result[start : start + rows] = found_at(rest) @ a.weights
+        result[start : start + rows] = values_at(rest) @ a.weights
     return result[owner]
 
 
 def _lookup(function: Residues) -> Callable[[Integers], Integers]:
-    """The function's values at many points, fast: from a table where the residues are dense.
+    """A fast evaluator of the function at many points: a table lookup if the residues are dense.
 
-    Where they are sparse, a table of their low bits, small enough for the cache, first says which points can
-    be in the support at all; only those are searched for.
+    If they are sparse, a table of their low bits, small enough for the CPU cache, first excludes points that cannot
+    be in the support; only the remaining points are searched for.
     """
     size = 1 << (16 * len(function.support)).bit_length()
     if function.modulus <= size:
@@ -123,7 +123,7 @@ def _lookup(function: Residues) -> Callable[[Integers], Integers]:
 
 
 def rounding_bound(a: Residues, b: Residues, length: int) -> float:
-    """The largest error of an entry of the FFT convolution (derivation: the module's docstring)."""
+    """An upper bound on the error of an entry of the FFT convolution (derived in the module docstring)."""
     norms = [float(np.sqrt(np.square(f.weights, dtype=np.float64).sum())) for f in (a, b)]
     sums = [float(f.weights.sum(dtype=np.float64)) for f in (a, b)]
     product = norms[0] * norms[1]
@@ -185,13 +185,13 @@ def tuples_to_zero(values: Integers, modulus: int, order: int, distinct: bool = 
 
 
 ROWS_LIMIT = 2**16
-"""Table entries that ``triples_to_zero`` works on at once, so that they stay in the cache."""
+"""Table entries that ``triples_to_zero`` processes at once, so that they fit into the CPU cache."""
 
 
 def triples_to_zero(rows: Integers, modulus: int) -> NDArray[np.bool_]:
     """``tuples_to_zero`` of order 3 for many short sequences at once, (count, N) -> (count, N).
 
-    O(N^2 + M) for each sequence, without a Python step for each: training draws thousands of them a second.
+    O(N^2 + M) per sequence, without a Python loop over sequences, since training draws thousands per second.
     """
     count, n = rows.shape
     result = np.empty((count, n), dtype=bool)
@@ -225,18 +225,18 @@ def _distinct_tuples(values: Integers, modulus: int, order: int) -> NDArray[np.b
             fix="use fewer tokens or a smaller order",
         )
     multiples = {b: Residues.of(b * copies % modulus, modulus) for b in range(1, order)}
-    for own, others, weight in _block_sizes(order):
-        points = (-own * values) % modulus
+    for first_size, others, weight in _block_sizes(order):
+        points = (-first_size * values) % modulus
         if not others:
-            found = (points == 0).astype(np.int64)
+            tuple_counts = (points == 0).astype(np.int64)
         elif len(others) == 1:
-            found = multiples[others[0]].at(points)
+            tuple_counts = multiples[others[0]].at(points)
         else:
             front = multiples[others[0]]
             for size in others[1:-1]:
                 front = convolve(front, multiples[size])
-            found = convolve_at(front, multiples[others[-1]], points)
-        total += weight * found
+            tuple_counts = convolve_at(front, multiples[others[-1]], points)
+        total += weight * tuple_counts
     return total > 0
 
 
@@ -257,4 +257,4 @@ def _block_sizes(order: int) -> list[tuple[int, tuple[int, ...], int]]:
                 weight *= -factor
         key = (sizes[0], tuple(sorted(sizes[1:])))
         weights[key] = weights.get(key, 0) + weight
-    return [(own, others, weight) for (own, others), weight in weights.items()]
+    return [(first_size, others, weight) for (first_size, others), weight in weights.items()]

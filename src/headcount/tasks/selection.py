@@ -1,4 +1,4 @@
-"""Sparse token selection: one set for the whole sequence, whose mean every token must output."""
+"""Sparse token selection: every token outputs the mean over one set shared by the whole sequence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SparseSelection(Task):
     """Sparse selection: target_i = (1/q) sum of z_j over j in y, one y for all tokens (Wang et al. 2024).
 
     Inputs: ``z`` (count, N, d') in the unit ball, ``y`` (count, q) sorted without repeats. Targets:
-    (count, N, d'), the same at every token. It is qSA whose sets are all equal.
+    (count, N, d'), the same at every token. This is qSA with all sets equal.
 
     - uniform: as qSA.
     - balanced: over the batch, since all tokens of a sequence share a target: sequences come in pairs z, -z.

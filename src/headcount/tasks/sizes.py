@@ -1,9 +1,9 @@
-"""The sizes that several tasks, bounds and commands share: name, letter of the papers, type, least value, help.
+"""The sizes shared by several tasks, bounds and commands: name, symbol in the papers, type, least value, help.
 
-A task takes a size by a field, ``sparsity: int = SPARSITY.field(4)``; a size that only one task has is declared in
-that task's file. From these declarations are made: the options of ``headcount task``, ``learn``, ``construct``,
-``bound`` and ``refute``, the fields of run specs and sweeps (``headcount.lab.specs.run``), the sizes of bounds
-(``headcount.bounds.base``) and the range checks of the tasks. Nothing heavy is imported here.
+A task accepts a size through a field, ``sparsity: int = SPARSITY.field(4)``; a size that only one task has is declared
+in that task's file. The following are generated from these declarations: the options of ``headcount task``, ``learn``,
+``construct``, ``bound`` and ``refute``, the fields of run specs and sweeps (``headcount.lab.specs.run``), the sizes of
+bounds (``headcount.bounds.base``) and the range checks of the tasks. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -28,4 +28,4 @@ WIDTH = Option("width", "embedding dimension of an attention layer.", letter="m"
 VALUE_WIDTH = Option("value_width", "value width of a head.", letter="d_v")
 
 OF_BOUNDS = (TOKENS, SPARSITY, DIM, MODULUS, PRECISION_BITS, HEADS, DOMAIN)
-"""The sizes that lower bounds are stated in, besides those that a task declares by itself."""
+"""The sizes in which lower bounds are stated, in addition to those declared in a task's file."""

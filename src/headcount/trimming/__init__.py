@@ -1,4 +1,4 @@
-"""From a pretrained model to a smaller one: audit, plan, trim, evaluate."""
+"""The trimming pipeline for pretrained models: audit, plan, trim, evaluate."""
 
 from __future__ import annotations
 

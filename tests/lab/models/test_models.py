@@ -58,8 +58,8 @@ def test_counts_are_exact(name: str, task: str) -> None:
 @pytest.mark.parametrize("target", [3_000, 12_000])
 def test_sizes_match(name: str, task: str, target: int) -> None:
     reading = Reading.of(TASKS[task])
-    found = models.sized(models.config(name), reading, target)
-    off = abs(models.count(found, reading) - target)
+    config = models.sized(models.config(name), reading, target)
+    off = abs(models.count(config, reading) - target)
     assert off <= (0.05 if target == 3_000 else 0.02) * target
 
 
@@ -67,9 +67,9 @@ def test_sizes_match(name: str, task: str, target: int) -> None:
 @pytest.mark.parametrize("name", ["attention", "third-order", "strassen"])
 def test_sizes_match_with_options(name: str, options: dict[str, int]) -> None:
     reading = Reading.of(MATCH3)
-    found = models.sized(models.config(name, width=4, **options), reading, 12_000)
-    assert abs(models.count(found, reading) - 12_000) <= 240
-    assert found.width % options.get("heads", 1) == 0
+    config = models.sized(models.config(name, width=4, **options), reading, 12_000)
+    assert abs(models.count(config, reading) - 12_000) <= 240
+    assert config.width % options.get("heads", 1) == 0
 
 
 def test_targets_that_no_width_meets_are_refused() -> None:
@@ -132,12 +132,12 @@ def test_features_of_sets() -> None:
     """z, the indicator of y, the indicator of the position."""
     reader = models.build(models.config("mlp-tokenwise"), Reading.of(QSA)).reader
     portion = draw(QSA, 0, 2, "uniform")
-    found = reader(portion.inputs)
-    assert torch.equal(found[..., :4], portion.inputs[..., :4])
-    sets, places = found[..., 4:14], found[..., 14:]
+    features = reader(portion.inputs)
+    assert torch.equal(features[..., :4], portion.inputs[..., :4])
+    sets, places = features[..., 4:14], features[..., 14:]
     assert torch.equal(places[0], torch.eye(10)) and torch.equal(sets.sum(-1), torch.full((2, 10), 3.0))
     # The target is the mean over the set: so it follows from the features alone.
-    assert torch.allclose(sets @ found[..., :4] / 3, portion.targets, atol=1e-6)
+    assert torch.allclose(sets @ features[..., :4] / 3, portion.targets, atol=1e-6)
 
 
 def test_learned_tables_are_parameters() -> None:

@@ -42,15 +42,15 @@ def test_answers_equal_explicit_sums(position: str, context: int, content: bool)
                 if body.queries is not None:
                     q, k = (part(x).double().reshape(2, 9, 2, 3)[:, :, h] for part in (body.queries, body.keys))
                     if position == "rope":
-                        q, k = (rotated(own, torch.arange(9.0, dtype=torch.float64)) for own in (q, k))
+                        q, k = (rotated(vectors, torch.arange(9.0, dtype=torch.float64)) for vectors in (q, k))
                     for s in range(min(t, context - 1) + 1):
                         row[:, s] += (q[:, t] * k[:, t - s]).sum(-1) / math.sqrt(3)
                 weights = row.softmax(-1)
                 for s in range(min(t, context - 1) + 1):
                     want[:, t, h] += weights[:, s, None] * values[:, t - s, h]
-        found = body.outputs(want.flatten(-2).float())
+        answers = body.outputs(want.flatten(-2).float())
         # Sums of 12 float32 products of order 1.
-        assert torch.allclose(model(x), found, atol=1e-5)
+        assert torch.allclose(model(x), answers, atol=1e-5)
 
 
 def test_the_mean_squared_error_has_a_closed_form() -> None:

@@ -18,22 +18,22 @@ def test_it_is_transformers_mamba2() -> None:
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        theirs, ours = Mamba2Mixer(config, 0).double(), Mamba2(12, 5, 3).double()
-        for tensor in theirs.parameters():
+        reference, ours = Mamba2Mixer(config, 0).double(), Mamba2(12, 5, 3).double()
+        for tensor in reference.parameters():
             torch.nn.init.normal_(tensor, std=0.5)
         inputs = torch.randn(3, 11, 12, dtype=torch.float64)
-    ours.load_state_dict(theirs.state_dict())
+    ours.load_state_dict(reference.state_dict())
     # Their recurrence parameters pass through float32.
-    assert (theirs(inputs) - ours(inputs)).abs().max() < 1e-5
+    assert (reference(inputs) - ours(inputs)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("size", [1.0, 400.0])
 def test_decays_are_products(size: float) -> None:
     """exp of partial sums, entry by entry; strong forgetting underflows to 0 and never overflows."""
     logs = -size * torch.rand(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = decays(logs)
+    factors = decays(logs)
     for t in range(6):
         for s in range(6):
             expected = logs[:, s + 1 : t + 1].sum(-1).exp() if s <= t else torch.zeros(2)
-            assert torch.allclose(found[:, t, s], expected.double(), rtol=1e-9, atol=1e-300)
-    assert torch.isfinite(found).all()
+            assert torch.allclose(factors[:, t, s], expected.double(), rtol=1e-9, atol=1e-300)
+    assert torch.isfinite(factors).all()

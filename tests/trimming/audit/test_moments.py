@@ -16,23 +16,23 @@ from headcount.trimming.audit.passes import LocalGradients, fisher_batch, sample
 def test_side_moments_are_what_a_loop_sums() -> None:
     generator = torch.Generator().manual_seed(0)
     x, g = (torch.randn(50, 6, generator=generator) for _ in range(2))
-    own = SideMoments(6)
-    own.add(x[:20], g[:20])
-    own.add(x[20:], g[20:])
-    wanted = {name: torch.zeros_like(tensor) for name, tensor in own.sums.items()}
+    moments = SideMoments(6)
+    moments.add(x[:20], g[:20])
+    moments.add(x[20:], g[20:])
+    expected = {name: torch.zeros_like(tensor) for name, tensor in moments.sums.items()}
     for row, gradient in zip(x.double(), g.double(), strict=True):
         weight, size = (gradient * gradient).sum(), (row * row).sum()
-        wanted["count"] += 1
-        wanted["weight"] += weight
-        wanted["mean"] += row
-        wanted["weighted_mean"] += weight * row
-        wanted["C"] += torch.outer(row, row)
-        wanted["weighted_C"] += weight * torch.outer(row, row)
-        wanted["weighted_G"] += size * torch.outer(gradient, gradient)
-    for name, tensor in own.sums.items():
+        expected["count"] += 1
+        expected["weight"] += weight
+        expected["mean"] += row
+        expected["weighted_mean"] += weight * row
+        expected["C"] += torch.outer(row, row)
+        expected["weighted_C"] += weight * torch.outer(row, row)
+        expected["weighted_G"] += size * torch.outer(gradient, gradient)
+    for name, tensor in moments.sums.items():
         assert tensor.dtype == torch.float64
         # Both are float64 sums of 50 terms, in another order.
-        torch.testing.assert_close(tensor, wanted[name], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "gpt2", "gpt_neox"])
@@ -51,12 +51,12 @@ def test_fisher_gradients_are_the_loss_at_keys_and_values(name: str) -> None:
     fisher_batch(model, attentions, ids, torch.Generator().manual_seed(3), gather, None)
     logits = model(ids).logits[:, :-1].flatten(0, 1)
     _, labels = sample_labels(logits, torch.Generator().manual_seed(3))
-    kept: dict[int, AttentionCall] = {}
+    calls: dict[int, AttentionCall] = {}
 
     def keep(call: AttentionCall) -> None:
         call.k.retain_grad()
         call.v.retain_grad()
-        kept[attentions.index(call.module)] = call
+        calls[attentions.index(call.module)] = call
 
     embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
     with torch.enable_grad(), observed_attention(model, attentions, keep):
@@ -65,8 +65,8 @@ def test_fisher_gradients_are_the_loss_at_keys_and_values(name: str) -> None:
     assert sorted(told) == [0, 1, 2]
     for place, (_, k_grad, v_grad) in told.items():
         # Ours go through a softmax in float32 (relative error 6e-8 of probabilities up to 1).
-        torch.testing.assert_close(k_grad, kept[place].k.grad, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(v_grad, kept[place].v.grad, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(k_grad, calls[place].k.grad, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(v_grad, calls[place].v.grad, rtol=1e-5, atol=1e-6)
 
 
 def test_fisher_needs_no_more_than_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,19 +74,19 @@ def test_fisher_needs_no_more_than_one_chunk_of_logits(monkeypatch: pytest.Monke
     model = tiny_model("llama").double()
     family = family_of(model.config)
     attentions = [attention_of(layer, family) for layer in layers_of(model, family)]
-    found = []
+    covariances = []
     for chunk in (2**25, 97 * 5):
         monkeypatch.setattr("headcount.trimming.audit.passes.LOGIT_CHUNK", chunk)
         sums = SideMoments(32)
 
         def gather(
-            call: AttentionCall, k: torch.Tensor | None, v: torch.Tensor | None, own: SideMoments = sums
+            call: AttentionCall, k: torch.Tensor | None, v: torch.Tensor | None, moments: SideMoments = sums
         ) -> None:
-            own.add(call.v.detach().transpose(1, 2).flatten(0, 1).flatten(1), None)
+            moments.add(call.v.detach().transpose(1, 2).flatten(0, 1).flatten(1), None)
 
         fisher_batch(model, attentions, tiny_tokens(2, 12), torch.Generator().manual_seed(0), gather, None)
-        found.append(sums.sums["C"])
-    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+        covariances.append(sums.sums["C"])
+    torch.testing.assert_close(covariances[0], covariances[1], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "gemma3_text", "gpt2", "bert"])
@@ -132,28 +132,28 @@ def test_head_statistics_against_eager_attention(name: str) -> None:
     family = family_of(model.config)
     attentions = [attention_of(layer, family) for layer in layers_of(model, family)]
     ids = tiny_tokens(3, 16)
-    own = [HeadStatistics(4) for _ in attentions]
+    collected = [HeadStatistics(4) for _ in attentions]
     with (
         torch.no_grad(),
         observed_attention(
-            model, attentions, lambda call: own[attentions.index(call.module)].add(attention_rows(call, 4))
+            model, attentions, lambda call: collected[attentions.index(call.module)].add(attention_rows(call, 4))
         ),
     ):
         model(ids)
     model.set_attn_implementation("eager")
     weights = model(ids, output_attentions=True).attentions
-    for index, statistics in enumerate(own):
+    for index, statistics in enumerate(collected):
         w = weights[index][:, :, 3::4].double()
-        wanted = {
+        expected = {
             "entropy": torch.special.entr(w).sum(-1).mean((0, 2)),
             "strongest": w.amax(-1).mean((0, 2)),
             "first": w[..., 0].mean((0, 2)),
         }
-        for head, found in enumerate(statistics.averages()):
-            for key, value in wanted.items():
+        for head, averages in enumerate(statistics.averages()):
+            for key, value in expected.items():
                 # Two float32 softmaxes of the same logits.
-                assert found[key] == pytest.approx(float(value[head]), abs=1e-5)
+                assert averages[key] == pytest.approx(float(value[head]), abs=1e-5)
             logits = w[:, head].log()
             finite = logits.masked_fill(logits.isinf(), torch.nan)
             spread = finite.nan_to_num(-torch.inf).amax(-1) - finite.nan_to_num(torch.inf).amin(-1)
-            assert found["logit_range"] == pytest.approx(float(spread.mean()), rel=1e-3, abs=1e-3)
+            assert averages["logit_range"] == pytest.approx(float(spread.mean()), rel=1e-3, abs=1e-3)

@@ -24,11 +24,11 @@ from headcount.trimming.audit.run import resolve_matmul_dtype
 def test_every_family_is_audited_without_a_backward_pass(name: str) -> None:
     model = tiny_model(name)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    found = headcount.audit(model, tiny_tokens(), metric="output", matmul_dtype="model")
-    assert found.record.tokens == 6 * 24
-    assert [layer.layer for layer in found.record.layers] == [0, 1, 2]
-    spec = found.record.spec.layers[0]
-    for layer in found.record.layers:
+    audit = headcount.audit(model, tiny_tokens(), metric="output", matmul_dtype="model")
+    assert audit.record.tokens == 6 * 24
+    assert [layer.layer for layer in audit.record.layers] == [0, 1, 2]
+    spec = audit.record.spec.layers[0]
+    for layer in audit.record.layers:
         assert set(layer.sides) == ({"keys", "rotated_keys", "values"} if spec.rotary_dim else {"keys", "values"})
         for side, energies in layer.sides.items():
             assert len(energies.joint) == (spec.v_width if side == "values" else spec.k_width)
@@ -41,18 +41,18 @@ def test_every_family_is_audited_without_a_backward_pass(name: str) -> None:
 def test_whitened_energies_are_the_second_moments_of_real_keys_and_values(name: str) -> None:
     """The moments of an independent forward pass through the stock cache."""
     model, ids = tiny_model(name), tiny_tokens(4, 8)  # 8 tokens: inside every sliding window
-    found = headcount.audit(model, ids, metric="whitened", matmul_dtype="model")
+    audit = headcount.audit(model, ids, metric="whitened", matmul_dtype="model")
     cache = model(ids, use_cache=True).past_key_values
     for index, layer in enumerate(cache.layers):
-        side = "rotated_keys" if "rotated_keys" in found.record.layers[index].sides else "keys"
+        side = "rotated_keys" if "rotated_keys" in audit.record.layers[index].sides else "keys"
         for name_, tensor in ((side, layer.keys), ("values", layer.values)):
             rows = tensor.transpose(1, 2).flatten(0, 1).flatten(1).double()
             # About the mean where a shift of all tokens changes nothing, else about zero.
             moment = torch.cov(rows.T, correction=0) if name_ == "rotated_keys" else rows.T @ rows / len(rows)
-            wanted = torch.linalg.eigvalsh(moment).flip(0).clamp_min(0)
-            own = torch.tensor(found.record.layers[index].sides[name_].joint, dtype=torch.float64)
+            expected = torch.linalg.eigvalsh(moment).flip(0).clamp_min(0)
+            energies = torch.tensor(audit.record.layers[index].sides[name_].joint, dtype=torch.float64)
             # Float32 activations, summed in float64.
-            torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-5 * float(wanted[0]))
+            torch.testing.assert_close(energies, expected, rtol=1e-4, atol=1e-5 * float(expected[0]))
 
 
 def test_fisher_and_layerwise_see_the_same_keys_and_values() -> None:

@@ -24,46 +24,46 @@ def test_dropped_energies_are_the_error_and_the_least(width: int, seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     C, G = (random_psd(width, width + 2, generator) for _ in range(2))
     mean = torch.randn(width, dtype=torch.float64, generator=generator)
-    found = directions(mean, C + torch.outer(mean, mean), G)
+    spectrum = directions(mean, C + torch.outer(mean, mean), G)
     eye = torch.eye(width, dtype=torch.float64)
     for rank in range(1, width + 1):
-        down, up = found.projection(rank)
+        down, up = spectrum.projection(rank)
         assert down.shape == (rank, width) and up.shape == (width, rank)
-        own = error(eye - up @ down, C, G)
+        dropped_error = error(eye - up @ down, C, G)
         # Float64 through two roots of matrices with condition numbers up to about 1e6.
-        torch.testing.assert_close(own, float(found.energies[rank:].sum()), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(dropped_error, float(spectrum.energies[rank:].sum()), rtol=1e-6, atol=1e-8)
         torch.testing.assert_close(up.T @ up, torch.eye(rank, dtype=torch.float64), rtol=0, atol=1e-9)
         other = torch.randn(width, rank, dtype=torch.float64, generator=generator)
         best_for_other = other @ torch.linalg.solve(other.T @ G @ other, other.T @ G)
-        assert error(eye - best_for_other, C, G) >= own - 1e-8
+        assert error(eye - best_for_other, C, G) >= dropped_error - 1e-8
 
 
 def test_a_known_rank_is_found() -> None:
     generator = torch.Generator().manual_seed(0)
     C, G = random_psd(12, 5, generator), random_psd(12, 12, generator)
-    found = directions(torch.zeros(12, dtype=torch.float64), C, G)
+    spectrum = directions(torch.zeros(12, dtype=torch.float64), C, G)
     # Directions that never occur cost nothing, up to eigenvalue noise (1e-16 of the largest).
-    assert float(found.energies[5:].abs().max()) < 1e-12 * float(found.energies[0])
-    assert float(found.energies[4]) > 1e-4 * float(found.energies[0])
-    down, up = found.projection(5)
+    assert float(spectrum.energies[5:].abs().max()) < 1e-12 * float(spectrum.energies[0])
+    assert float(spectrum.energies[4]) > 1e-4 * float(spectrum.energies[0])
+    down, up = spectrum.projection(5)
     x = torch.linalg.cholesky(C + 1e-12 * torch.eye(12, dtype=torch.float64))[:, :5]
     torch.testing.assert_close(up @ (down @ x), x, rtol=0, atol=1e-4)
 
 
 def test_full_rank_is_the_identity_even_where_moments_are_singular() -> None:
     C = torch.zeros(6, 6, dtype=torch.float64)
-    found = directions(torch.zeros(6, dtype=torch.float64), C, None)
-    down, up = found.projection(6)
+    spectrum = directions(torch.zeros(6, dtype=torch.float64), C, None)
+    down, up = spectrum.projection(6)
     assert torch.equal(up @ down, torch.eye(6, dtype=torch.float64))
-    down, up = found.projection(3)
+    down, up = spectrum.projection(3)
     assert bool(torch.isfinite(up @ down).all())
 
 
 def test_the_mean_costs_nothing() -> None:
     mean = torch.tensor([100.0, 0.0, 0.0], dtype=torch.float64)
     C = torch.diag(torch.tensor([0.0, 4.0, 1.0], dtype=torch.float64))
-    found = directions(mean, C + torch.outer(mean, mean), None)
-    torch.testing.assert_close(found.energies, torch.tensor([4.0, 1.0, 0.0], dtype=torch.float64), rtol=0, atol=1e-9)
+    spectrum = directions(mean, C + torch.outer(mean, mean), None)
+    torch.testing.assert_close(spectrum.energies, torch.tensor([4.0, 1.0, 0.0], dtype=torch.float64), rtol=0, atol=1e-9)
 
 
 def test_head_blocks_see_one_head_each() -> None:
@@ -72,5 +72,5 @@ def test_head_blocks_see_one_head_each() -> None:
     zero = torch.zeros(8, dtype=torch.float64)
     blocks = head_blocks(zero, C, G, 2)
     for head, rows in enumerate((slice(0, 4), slice(4, 8))):
-        own = torch.linalg.eigvals(C[rows, rows] @ G[rows, rows]).real.sort(descending=True).values
-        torch.testing.assert_close(blocks[head].energies, own, rtol=1e-8, atol=1e-10)
+        energies = torch.linalg.eigvals(C[rows, rows] @ G[rows, rows]).real.sort(descending=True).values
+        torch.testing.assert_close(blocks[head].energies, energies, rtol=1e-8, atol=1e-10)

@@ -29,8 +29,8 @@ def trimmed(family: str, form: str = "fast", share: float = 0.5) -> Any:
     from headcount.trimming.trim.build import build
 
     model = dense(family)
-    found = audit(model, tiny_tokens(16), metric="output", matmul_dtype="model")
-    return build(model, plan(found, cache=share, form=form))
+    audited = audit(model, tiny_tokens(16), metric="output", matmul_dtype="model")
+    return build(model, plan(audited, cache=share, form=form))
 
 
 def tiny_tokenizer(words: int = VOCABULARY, swapped: bool = False) -> Any:

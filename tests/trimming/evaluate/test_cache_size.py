@@ -19,14 +19,16 @@ from headcount.trimming.evaluate.cache import measure_cache
 def test_equals_spec(family: str, form: str) -> None:
     model = dense(family) if form == "dense" else trimmed(family, form)
     spec = read_spec(model)
-    found = measure_cache(model, spec)
-    assert found.bytes_per_token == spec.cache_bytes_per_token("float32")
-    assert found.numbers_per_layer == tuple(layer.cache_numbers_per_token for layer in spec.layers)
+    measured = measure_cache(model, spec)
+    assert measured.bytes_per_token == spec.cache_bytes_per_token("float32")
+    assert measured.numbers_per_layer == tuple(layer.cache_numbers_per_token for layer in spec.layers)
     if form != "dense":
         whole = read_spec(dense(family)).cache_bytes_per_token("float32")
         ranks = model.config.latent_layers
-        assert found.bytes_per_token == 4 * sum(own["k_rank"] + own["v_rank"] for own in ranks)
-        assert 0.4 * whole < found.bytes_per_token <= 0.5 * whole
+        assert measured.bytes_per_token == 4 * sum(
+            layer_ranks["k_rank"] + layer_ranks["v_rank"] for layer_ranks in ranks
+        )
+        assert 0.4 * whole < measured.bytes_per_token <= 0.5 * whole
 
 
 def test_by_hand() -> None:
@@ -35,15 +37,15 @@ def test_by_hand() -> None:
 
 
 def test_sliding_windows_are_measured_inside_the_window() -> None:
-    found = measure_cache(dense("mistral"), read_spec(dense("mistral")))
-    assert found.tokens == 8, "a window of 9 keeps 8 tokens for the next one"
-    assert found.bytes_per_token == 3 * 2 * (2 * 16) * 4
+    measured = measure_cache(dense("mistral"), read_spec(dense("mistral")))
+    assert measured.tokens == 8, "a window of 9 keeps 8 tokens for the next one"
+    assert measured.bytes_per_token == 3 * 2 * (2 * 16) * 4
 
 
 def test_half_precision() -> None:
     model = tiny_model("qwen3").bfloat16()
-    found = measure_cache(model, read_spec(model))
-    assert (found.dtype, found.bytes_per_token) == ("bfloat16", 3 * 2 * (2 * 16) * 2)
+    measured = measure_cache(model, read_spec(model))
+    assert (measured.dtype, measured.bytes_per_token) == ("bfloat16", 3 * 2 * (2 * 16) * 2)
 
 
 @pytest.mark.parametrize("change", ["k_rank", "v_rank"])

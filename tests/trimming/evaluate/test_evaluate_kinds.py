@@ -19,11 +19,11 @@ def test_groups() -> None:
 
 
 def test_default_texts_are_held_out() -> None:
-    found = default_texts()
-    assert list(found) == [*CALIBRATED, *UNSEEN]
+    texts = default_texts()
+    assert list(texts) == [*CALIBRATED, *UNSEEN]
     for kind in CALIBRATED:
         used = {document.name for document in documents(kind, "calibration")}
-        assert used and not used & {document.name for document in found[kind]}
+        assert used and not used & {document.name for document in texts[kind]}
 
 
 def test_user_texts(tmp_path: Path) -> None:
@@ -41,6 +41,6 @@ def test_user_texts(tmp_path: Path) -> None:
 
 def test_tensors_are_taken_whole() -> None:
     ids = torch.arange(24, dtype=torch.int32).view(3, 8)
-    (found,) = cut({"self": ids}, None, 1, 512, 0)
-    assert torch.equal(found.ids, ids.long()) and found.ids.dtype == torch.long
-    assert (found.stride, found.group) == (8, "calibrated")
+    (text,) = cut({"self": ids}, None, 1, 512, 0)
+    assert torch.equal(text.ids, ids.long()) and text.ids.dtype == torch.long
+    assert (text.stride, text.group) == (8, "calibrated")

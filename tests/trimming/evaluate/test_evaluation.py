@@ -35,14 +35,14 @@ def models(family: str = "llama") -> list[Any]:
     return [("dense", dense(family), tokenizer), ("half", trimmed(family), tokenizer)]
 
 
-def quick(given: list[Any] | None = None, **options: Any) -> Evaluation:
+def quick(subjects: list[Any] | None = None, **options: Any) -> Evaluation:
     options = {"texts": TEXTS, "decode": None, "sample_prompt": "w5 w7 w9", "sample_tokens": 6} | options
-    return evaluate(models() if given is None else given, **options)
+    return evaluate(models() if subjects is None else subjects, **options)
 
 
 def test_summary_has_the_promised_keys() -> None:
-    found = summary_json(quick(decode="2x30"))
-    first, half = found["models"]
+    summary = summary_json(quick(decode="2x30"))
+    first, half = summary["models"]
     assert [first["name"], half["name"]] == ["dense", "half"]
     assert {
         *("name", "perplexity", "perplexity_ratio", "perplexity_ratio_calibrated", "perplexity_ratio_unseen", "kl"),
@@ -50,17 +50,17 @@ def test_summary_has_the_promised_keys() -> None:
         *("attention_step_seconds", "decode_speedup", "decode_speedup_same_path", "attention_speedup"),
         *("peak_memory_bytes", "attention_parameters", "dtype"),
     } <= half.keys()
-    assert {"window", "stride", "decode", "threads"} <= found.keys()
+    assert {"window", "stride", "decode", "threads"} <= summary.keys()
     assert list(half["perplexity"]) == list(TEXTS)
-    assert found["window"] == found["stride"] == {"prose": 12, "code": 12, "licences": 12, "mail": 10}
-    assert found["decode"] == "2x30" and found["threads"] == torch.get_num_threads()
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert summary["window"] == summary["stride"] == {"prose": 12, "code": 12, "licences": 12, "mail": 10}
+    assert summary["decode"] == "2x30" and summary["threads"] == torch.get_num_threads()
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
 def test_numbers_are_those_of_the_parts() -> None:
     evaluation = quick(decode="2x30")
-    found = summary_json(evaluation)
-    first, half = found["models"]
+    summary = summary_json(evaluation)
+    first, half = summary["models"]
     ratios = []
     tokens, kl = 0, 0.0
     for kind, ids in TEXTS.items():
@@ -80,52 +80,60 @@ def test_numbers_are_those_of_the_parts() -> None:
     assert half["cache_ratio"] == half["cache_bytes_per_token"] / first["cache_bytes_per_token"] <= 0.5
     assert half["attention_parameters"] == read_spec(trimmed("llama")).attention_params
     assert half["decode_speedup"] == half["decode_tokens_per_s"] / first["decode_tokens_per_s"]
-    own = first["ways"]["own"]
-    assert half["decode_speedup_same_path"] == half["decode_tokens_per_s"] / own["decode_tokens_per_s"]
+    first_own_way = first["ways"]["own"]
+    assert half["decode_speedup_same_path"] == half["decode_tokens_per_s"] / first_own_way["decode_tokens_per_s"]
     assert half["attention_speedup"] == first["attention_step_seconds"] / half["attention_step_seconds"]
-    assert half["attention_speedup_same_path"] == own["attention_step_seconds"] / half["attention_step_seconds"]
+    assert (
+        half["attention_speedup_same_path"] == first_own_way["attention_step_seconds"] / half["attention_step_seconds"]
+    )
 
 
 def test_sample_is_the_greedy_continuation() -> None:
-    found = quick()
-    for (_, model, tokenizer), own in zip(models(), found.record.models, strict=True):
+    evaluation = quick()
+    for (_, model, tokenizer), record in zip(models(), evaluation.record.models, strict=True):
         ids, words = tokenizer("w5 w7 w9", return_tensors="pt").input_ids, []
         for _ in range(6):
             ids = torch.cat((ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)), 1)
             words.append(int(ids[0, -1]))
             if words[-1] == tokenizer.eos_token_id:
                 break
-        assert own.sample == tokenizer.decode(words, skip_special_tokens=True)
+        assert record.sample == tokenizer.decode(words, skip_special_tokens=True)
     assert quick(sample_prompt=None).record.models[0].sample is None
 
 
 def test_tables() -> None:
-    found = quick(decode="1x20")
-    rows = found.to_pandas()
+    evaluation = quick(decode="1x20")
+    rows = evaluation.to_pandas()
     assert list(rows.index) == [(name, kind) for name in ("dense", "half") for kind in TEXTS]
-    assert rows.loc[("half", "code"), "perplexity"] == found.record.models[1].text("code").perplexity
+    assert rows.loc[("half", "code"), "perplexity"] == evaluation.record.models[1].text("code").perplexity
     assert rows.loc[("dense", "code"), "perplexity_ratio"] == 1.0
-    table = found.table()
+    table = evaluation.table()
     assert list(table.index) == ["dense", "half"]
-    assert table.loc["half", "cache_ratio"] == summary_json(found)["models"][1]["cache_ratio"]
-    assert "perplexity_ratio_unseen" in found._repr_html_()
+    assert table.loc["half", "cache_ratio"] == summary_json(evaluation)["models"][1]["cache_ratio"]
+    assert "perplexity_ratio_unseen" in evaluation._repr_html_()
 
 
 def test_open_models_and_no_timing() -> None:
     model = dense("llama")
-    given = OpenModel("opened", model, None, read_spec(model), fingerprint(model))
-    found = summary_json(quick([given]))
-    (own,) = found["models"]
-    assert own["name"] == "opened" and own["sample"] is None
-    assert own["decode_tokens_per_s"] is own["decode_speedup"] is own["peak_memory_bytes"] is found["decode"] is None
+    opened = OpenModel("opened", model, None, read_spec(model), fingerprint(model))
+    summary = summary_json(quick([opened]))
+    (entry,) = summary["models"]
+    assert entry["name"] == "opened" and entry["sample"] is None
+    assert (
+        entry["decode_tokens_per_s"]
+        is entry["decode_speedup"]
+        is entry["peak_memory_bytes"]
+        is summary["decode"]
+        is None
+    )
 
 
 def test_documents_are_cut_with_the_first_tokenizer() -> None:
     from headcount.pretrained.text.texts import Document
 
     words = " ".join(f"w{3 + i % 90}" for i in range(200))
-    found = quick(texts={"notes": [Document("a", words)]}, windows=4, context=16)
-    (text,) = found.record.texts
+    evaluation = quick(texts={"notes": [Document("a", words)]}, windows=4, context=16)
+    (text,) = evaluation.record.texts
     assert (text.windows, text.window, text.stride, text.group) == (4, 16, 16, "other")
 
 
@@ -156,8 +164,8 @@ def test_resumes_by_model_and_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(run, "compare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         quick(out=out)
-    kept = sorted(path.name for path in (out / "work").iterdir())
-    assert kept == [f"quality-00{kind}-00{model}.json" for kind in (0, 1) for model in (0, 1)]
+    files = sorted(path.name for path in (out / "work").iterdir())
+    assert files == [f"quality-00{kind}-00{model}.json" for kind in (0, 1) for model in (0, 1)]
     assert not (out / RECORD).exists()
     (out / "work" / "quality-001-001.json").unlink()  # killed between two models' files
     quick(out=out)
@@ -167,14 +175,14 @@ def test_resumes_by_model_and_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_settings_of_models_are_left_alone() -> None:
-    given = models()
-    for _, model, _ in given:
+    subjects = models()
+    for _, model, _ in subjects:
         model.config._attn_implementation = "eager"
     try:
-        quick(given, decode="1x20")
-        assert [model.config._attn_implementation for _, model, _ in given] == ["eager", "eager"]
+        quick(subjects, decode="1x20")
+        assert [model.config._attn_implementation for _, model, _ in subjects] == ["eager", "eager"]
     finally:
-        for _, model, _ in given:
+        for _, model, _ in subjects:
             model.config._attn_implementation = "sdpa"
 
 
@@ -186,7 +194,7 @@ def resized(rows: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("given", "options", "words"),
+    ("subjects", "options", "words"),
     [
         (lambda: [], {}, "no model"),
         (lambda: [models()[0], models()[0]], {}, "two models are called 'dense'"),
@@ -205,9 +213,9 @@ def resized(rows: int) -> Any:
         (models, {"sample_prompt": ""}, "no tokens"),
     ],
 )
-def test_bad_input_is_refused_and_nothing_is_written(given: Any, options: Any, words: str, tmp_path: Path) -> None:
+def test_bad_input_is_refused_and_nothing_is_written(subjects: Any, options: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(HeadcountError) as error:
-        quick(given(), **options)
+        quick(subjects(), **options)
     assert words in str(error.value) and error.value.exit_code == 2 and error.value.fix
 
 

@@ -51,9 +51,9 @@ def test_own_way_with_left_padding() -> None:
     with torch.no_grad():
         plain = model(ids, attention_mask=seen).logits
         with attention_for(model, "own"):
-            own = model(ids, attention_mask=seen).logits
-    torch.testing.assert_close(own[0], plain[0], atol=5e-5, rtol=1e-5)
-    torch.testing.assert_close(own[1, 5:], plain[1, 5:], atol=5e-5, rtol=1e-5)
+            our_logits = model(ids, attention_mask=seen).logits
+    torch.testing.assert_close(our_logits[0], plain[0], atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(our_logits[1, 5:], plain[1, 5:], atol=5e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("way", ["stock", "growing", "own"])
@@ -88,14 +88,14 @@ def test_filled_caches_hold_the_context_and_step_back_to_it(family: str, form: s
         with torch.no_grad(), attention_for(model, way):
             cache = filled_cache(model, way, 2, 30, torch_generator(0, "test"))
             for _ in range(3):
-                for layer, own in zip(cache.layers, spec.layers, strict=True):
+                for layer, layer_spec in zip(cache.layers, spec.layers, strict=True):
                     held: Any = layer
-                    tokens = 30 if own.window is None else own.window - 1
+                    tokens = 30 if layer_spec.window is None else layer_spec.window - 1
                     assert held.keys.shape[:1] + held.keys.shape[2:3] == (2, tokens)
                     assert held.values.shape[2] == tokens
                     numbers = held.keys.numel() + held.values.numel()
-                    assert numbers == 2 * tokens * own.cache_numbers_per_token
-                    assert isinstance(held, GrowingLayer) == (way != "stock" and own.window is None)
+                    assert numbers == 2 * tokens * layer_spec.cache_numbers_per_token
+                    assert isinstance(held, GrowingLayer) == (way != "stock" and layer_spec.window is None)
                 assert cache.get_seq_length() == 30
                 model(torch.ones(2, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
                 assert cache.get_seq_length() == 31

@@ -21,9 +21,9 @@ def by_loops(models: list[Any], ids: torch.Tensor) -> list[tuple[float, float, f
         nll, kl, agreed, count = 0.0, 0.0, 0, 0
         for window in ids:
             first = models[0](window[None]).logits[0].double()
-            own = model(window[None]).logits[0].double()
+            logits = model(window[None]).logits[0].double()
             for place in range(len(window) - 1):
-                p, q = first[place].softmax(-1).tolist(), own[place].softmax(-1).tolist()
+                p, q = first[place].softmax(-1).tolist(), logits[place].softmax(-1).tolist()
                 nll -= math.log(q[int(window[place + 1])])
                 kl += sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
                 agreed += p.index(max(p)) == q.index(max(q))
@@ -36,15 +36,15 @@ def by_loops(models: list[Any], ids: torch.Tensor) -> list[tuple[float, float, f
 def test_equals_loops(family: str) -> None:
     models = [dense(family), trimmed(family, "fast"), trimmed(family, "small")]
     ids = windows(3, 12)
-    found = compare(models, ids)
-    for own, (perplexity, kl, agreement) in zip(found, by_loops(models, ids), strict=True):
-        assert own.tokens == 3 * 11
+    qualities = compare(models, ids)
+    for quality, (perplexity, kl, agreement) in zip(qualities, by_loops(models, ids), strict=True):
+        assert quality.tokens == 3 * 11
         # A batch of three windows and one window at a time give float32 logits that differ in their last bits.
-        assert own.perplexity == pytest.approx(perplexity, rel=1e-6)
-        assert own.kl == pytest.approx(kl, rel=1e-5, abs=1e-10)
-        assert own.top1_agreement == pytest.approx(agreement)
-    assert found[0].kl == 0.0 and found[0].top1_agreement == 1.0
-    assert found[1].kl > 1e-4, "a model at half its cache differs"
+        assert quality.perplexity == pytest.approx(perplexity, rel=1e-6)
+        assert quality.kl == pytest.approx(kl, rel=1e-5, abs=1e-10)
+        assert quality.top1_agreement == pytest.approx(agreement)
+    assert qualities[0].kl == 0.0 and qualities[0].top1_agreement == 1.0
+    assert qualities[1].kl > 1e-4, "a model at half its cache differs"
 
 
 def test_slices_of_the_vocabulary_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,15 +92,15 @@ def test_closed_forms() -> None:
 def test_logits_are_only_read() -> None:
     """In float64 no copy is made on the way, so a step in place would change what later models are held against."""
     logits = torch.tensor([0.5, 0.25, 0.125], dtype=torch.float64)
-    first, kept = Fixed(logits), logits.clone()
+    first, original = Fixed(logits), logits.clone()
     compare([first, Fixed(logits.flip(0)), Fixed(logits * 2)], torch.tensor([[0, 1, 2]]))  # type: ignore[list-item]
-    assert torch.equal(logits, kept)
+    assert torch.equal(logits, original)
 
 
 def test_infinite_logits_are_not_hidden() -> None:
     broken = Fixed(torch.tensor([0.0, math.nan, 0.0, 0.0]))
-    found = compare([Fixed(torch.zeros(4)), broken], torch.tensor([[0, 1, 2]]))  # type: ignore[list-item]
-    assert math.isnan(found[1].perplexity) or math.isnan(found[1].kl)
+    qualities = compare([Fixed(torch.zeros(4)), broken], torch.tensor([[0, 1, 2]]))  # type: ignore[list-item]
+    assert math.isnan(qualities[1].perplexity) or math.isnan(qualities[1].kl)
 
 
 def test_batches_are_bounded() -> None:

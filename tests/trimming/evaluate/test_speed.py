@@ -45,18 +45,18 @@ def test_bad_sizes_are_refused_by_name(text: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_all_models_are_timed_in_all_their_ways(family: str) -> None:
     subjects, told = pair(family), []
-    found = measure_speed(subjects, Size(2, 40), rounds=3, prefill_tokens=16, progress=lambda *args: told.append(args))
-    assert (found.decode, found.decode_asked, found.decode_note, found.prefill) == ("2x40", "2x40", None, "1x16")
-    assert [[way.way for way in model.ways] for model in found.models] == [["stock", "growing", "own"], ["latent"]]
-    for model in found.models:
+    record = measure_speed(subjects, Size(2, 40), rounds=3, prefill_tokens=16, progress=lambda *args: told.append(args))
+    assert (record.decode, record.decode_asked, record.decode_note, record.prefill) == ("2x40", "2x40", None, "1x16")
+    assert [[way.way for way in model.ways] for model in record.models] == [["stock", "growing", "own"], ["latent"]]
+    for model in record.models:
         for way in model.ways:
             assert len(way.prefill_seconds) == PREFILL_ROUNDS
             assert len(way.decode_seconds) == len(way.attention_seconds) == 3
             assert min(way.prefill_seconds + way.decode_seconds + way.attention_seconds) > 0
     steps = [step for _, step, _ in told]
     assert steps == list(range(1, len(steps) + 1)) and told[-1] == ("speed", len(steps), len(steps))
-    for own in subjects:
-        assert own.model.config._attn_implementation == "sdpa"
+    for timed_subject in subjects:
+        assert timed_subject.model.config._attn_implementation == "sdpa"
 
 
 def test_medians_become_rates() -> None:
@@ -74,10 +74,10 @@ def test_medians_become_rates() -> None:
         memory_method="cuda",
         models=[ModelTiming(name="m", ways=[way], peak_memory_bytes=7)],
     )
-    found = speeds(timing, 0)["latent"]
-    assert found.prefill_tokens_per_s == 32 / 4
-    assert found.decode_tokens_per_s == 4 / 0.5
-    assert found.attention_step_seconds == 2.0
+    rates = speeds(timing, 0)["latent"]
+    assert rates.prefill_tokens_per_s == 32 / 4
+    assert rates.decode_tokens_per_s == 4 / 0.5
+    assert rates.attention_step_seconds == 2.0
 
 
 def test_too_little_memory_takes_a_smaller_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_positions_bound_the_context() -> None:
 @pytest.mark.parametrize("form", ["dense", "fast", "small"])
 def test_the_estimate_covers_what_caches_hold(family: str, form: str) -> None:
     model = dense(family) if form == "dense" else trimmed(family, form)
-    own = subject("m", model)
+    measured_subject = subject("m", model)
     for way in ways_of(model):
         cache = filled_cache(model, way, 2, 100, torch_generator(0, "test"))
         held = 0
@@ -115,4 +115,4 @@ def test_the_estimate_covers_what_caches_hold(family: str, form: str) -> None:
             for side in (layer.keys, layer.values):
                 windowed = getattr(layer, "sliding_window", None) is not None
                 held += side.numel() * 4 if windowed else side.untyped_storage().nbytes()
-        assert held <= cache_estimate_bytes(own, way, Size(2, 100)) < 8 * held
+        assert held <= cache_estimate_bytes(measured_subject, way, Size(2, 100)) < 8 * held

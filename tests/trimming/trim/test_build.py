@@ -34,21 +34,21 @@ def trimmed(audited: tuple[Any, Audit], form: str, cache: float, allocator: str 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("allocator", ["greedy", "per-head"])
 def test_full_rank_is_the_dense_model(audited: tuple[Any, Audit], form: str, allocator: str) -> None:
-    own, _ = trimmed(audited, form, 1.0, allocator)
+    trimmed_model, _ = trimmed(audited, form, 1.0, allocator)
     ids = tiny_tokens(3, 30, seed=9)
     # The same function in float32 through differently ordered products; the issue allows 1e-4.
-    torch.testing.assert_close(own(ids).logits, audited[0](ids).logits, rtol=0, atol=2e-5)
+    torch.testing.assert_close(trimmed_model(ids).logits, audited[0](ids).logits, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cache", [0.3, 0.5, 1.0])
 def test_parameters_and_live_cache_are_the_specs(audited: tuple[Any, Audit], form: str, cache: float) -> None:
-    own, plan = trimmed(audited, form, cache)
-    assert read_spec(own) == plan.spec
+    trimmed_model, plan = trimmed(audited, form, cache)
+    assert read_spec(trimmed_model) == plan.spec
     names = (".self_attn.", ".attn.", ".attention.")
-    real = sum(p.numel() for name, p in own.named_parameters() if any(part in name for part in names))
+    real = sum(p.numel() for name, p in trimmed_model.named_parameters() if any(part in name for part in names))
     assert real == plan.spec.attention_params
-    live = own(tiny_tokens(2, 7), use_cache=True).past_key_values
+    live = trimmed_model(tiny_tokens(2, 7), use_cache=True).past_key_values
     for layer, spec in zip(live.layers, plan.record.layers, strict=True):
         assert layer.keys.shape == (2, 1, 7, spec.k_rank)
         assert layer.values.shape == (2, 1, 7, spec.v_rank)
@@ -56,13 +56,13 @@ def test_parameters_and_live_cache_are_the_specs(audited: tuple[Any, Audit], for
 
 @pytest.mark.parametrize("form", FORMS)
 def test_decoding_step_by_step_and_in_chunks_is_the_whole_forward(audited: tuple[Any, Audit], form: str) -> None:
-    own, _ = trimmed(audited, form, 0.5)
+    trimmed_model, _ = trimmed(audited, form, 0.5)
     ids = tiny_tokens(2, 29, seed=4)
-    whole = own(ids).logits
+    whole = trimmed_model(ids).logits
     for cuts in ([1] * 29, [11, 1, 1, 9, 7], [20, 9]):
-        cache, parts, start = DynamicCache(config=own.config), [], 0
+        cache, parts, start = DynamicCache(config=trimmed_model.config), [], 0
         for size in cuts:
-            part = own(ids[:, start : start + size], past_key_values=cache, use_cache=True).logits
+            part = trimmed_model(ids[:, start : start + size], past_key_values=cache, use_cache=True).logits
             parts.append(part)
             start += size
         # Float32 sums over other tilings.
@@ -71,43 +71,43 @@ def test_decoding_step_by_step_and_in_chunks_is_the_whole_forward(audited: tuple
 
 @pytest.mark.parametrize("form", FORMS)
 def test_left_padding_changes_nothing(audited: tuple[Any, Audit], form: str) -> None:
-    own, _ = trimmed(audited, form, 0.5)
+    trimmed_model, _ = trimmed(audited, form, 0.5)
     ids = tiny_tokens(1, 12, seed=5)
     padded = torch.cat((torch.zeros(1, 6, dtype=torch.long), ids), 1)
     other = tiny_tokens(1, 18, seed=6)
     mask = torch.ones(2, 18, dtype=torch.long)
     mask[0, :6] = 0
     options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
-    alone = own.generate(ids, **options)[0, 12:]
-    batch = own.generate(torch.cat((padded, other)), attention_mask=mask, **options)
+    alone = trimmed_model.generate(ids, **options)[0, 12:]
+    batch = trimmed_model.generate(torch.cat((padded, other)), attention_mask=mask, **options)
     assert torch.equal(batch[0, 18:], alone)
-    assert torch.equal(batch[1, 18:], own.generate(other, **options)[0, 18:])
+    assert torch.equal(batch[1, 18:], trimmed_model.generate(other, **options)[0, 18:])
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_generation_is_greedy_choice_of_the_forward_without_a_cache(audited: tuple[Any, Audit], form: str) -> None:
-    own, _ = trimmed(audited, form, 0.5)
+    trimmed_model, _ = trimmed(audited, form, 0.5)
     ids = tiny_tokens(2, 9, seed=7)
-    made = own.generate(ids, max_new_tokens=14, min_new_tokens=14, do_sample=False)
-    logits = own(made).logits[:, 8:-1]
+    made = trimmed_model.generate(ids, max_new_tokens=14, min_new_tokens=14, do_sample=False)
+    logits = trimmed_model(made).logits[:, 8:-1]
     logits[..., 2] = -torch.inf  # min_new_tokens keeps the end token out
     assert torch.equal(made[:, 9:], logits.argmax(-1))
-    uncached = own.generate(ids, max_new_tokens=14, min_new_tokens=14, do_sample=False, use_cache=False)
+    uncached = trimmed_model.generate(ids, max_new_tokens=14, min_new_tokens=14, do_sample=False, use_cache=False)
     assert torch.equal(made, uncached)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_sampling_is_seeded_and_beams_reorder_the_cache(audited: tuple[Any, Audit], form: str) -> None:
-    own, _ = trimmed(audited, form, 0.5)
+    trimmed_model, _ = trimmed(audited, form, 0.5)
     ids = tiny_tokens(2, 6, seed=8)
     runs = []
     for _ in range(2):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            runs.append(own.generate(ids, max_new_tokens=8, do_sample=True))
+            runs.append(trimmed_model.generate(ids, max_new_tokens=8, do_sample=True))
     assert torch.equal(runs[0], runs[1])
     options = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False}
-    assert torch.equal(own.generate(ids, **options), own.generate(ids, use_cache=False, **options))
+    assert torch.equal(trimmed_model.generate(ids, **options), trimmed_model.generate(ids, use_cache=False, **options))
 
 
 def test_the_cache_grows_in_place_and_survives_cropping_and_choosing_rows() -> None:
@@ -133,12 +133,12 @@ def test_the_cache_grows_in_place_and_survives_cropping_and_choosing_rows() -> N
 def test_training_goes_through_latent_attention() -> None:
     model = tiny_model("llama")
     plan = headcount.plan(headcount.audit(model, tiny_tokens(), metric="output", matmul_dtype="model"), cache=0.5)
-    own = headcount.trim(model, plan, repair_output=False)
-    attention = own.model.layers[0].self_attn
+    trimmed_model = headcount.trim(model, plan, repair_output=False)
+    attention = trimmed_model.model.layers[0].self_attn
     for parameter in attention.parameters():
         parameter.requires_grad_(True)
     ids = tiny_tokens()
-    own(ids, labels=ids).loss.backward()
+    trimmed_model(ids, labels=ids).loss.backward()
     assert all(float(p.grad.abs().sum()) > 0 for name, p in attention.named_parameters() if "k_up.bias" not in name)
 
 
@@ -159,9 +159,9 @@ def test_the_source_model_is_left_alone_and_known_ranks_are_kept() -> None:
             assert max(energies[6:]) < 1e-9 * energies[0]
     plan = headcount.plan(audit, cache=0.25, form="small", allocator="uniform")
     assert {layer.k_rank for layer in plan.record.layers} == {8}
-    own = headcount.trim(model, plan, matmul_dtype="model")
+    trimmed_model = headcount.trim(model, plan, matmul_dtype="model")
     ids = tiny_tokens(3, 20, seed=11)
-    torch.testing.assert_close(own(ids).logits, model(ids).logits, rtol=0, atol=1e-3)
+    torch.testing.assert_close(trimmed_model(ids).logits, model(ids).logits, rtol=0, atol=1e-3)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

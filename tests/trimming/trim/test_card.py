@@ -99,9 +99,9 @@ def test_links_out_of_the_folder_are_not_followed(source: Path, tmp_path: Path) 
     (source / "COPYING").symlink_to("NOTICE.txt")
     with pytest.raises(HeadcountError, match="links outside its folder"):
         open_model(source)
-    found = source_of(str(source), Place(source, None, {}, 0))  # nor by one who did not look the folder over
-    assert [file.name for file in found.licence_files] == ["COPYING", "NOTICE.txt", "copying.md"]
-    assert found.licence == {}
+    source_record = source_of(str(source), Place(source, None, {}, 0))  # nor by one who did not look the folder over
+    assert [file.name for file in source_record.licence_files] == ["COPYING", "NOTICE.txt", "copying.md"]
+    assert source_record.licence == {}
 
 
 def test_a_hub_snapshot_is_called_by_its_name(tmp_path: Path) -> None:
@@ -112,17 +112,17 @@ def test_a_hub_snapshot_is_called_by_its_name(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (blobs / "ab").write_text("the terms")
     (folder / "LICENSE").symlink_to("../../blobs/ab")
-    found = source_of("owner/some.model", Place(folder, None, {}, 0))
-    assert found.name == found.argument == "owner/some.model"
-    assert [file.name for file in found.licence_files] == ["LICENSE"]
+    source_record = source_of("owner/some.model", Place(folder, None, {}, 0))
+    assert source_record.name == source_record.argument == "owner/some.model"
+    assert [file.name for file in source_record.licence_files] == ["LICENSE"]
     assert source_of(str(folder), Place(folder, None, {}, 0)).name == "owner/some.model"
 
 
 def test_of_a_gguf_file_only_the_header_counts(tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_text("of something else")
-    found = source_of(str(tmp_path / "m.gguf"), Place(tmp_path, "m.gguf", {}, 0, licence="mit"))
-    assert found == Source("m", {"license": "mit"}, (), "m.gguf", "m.gguf")
-    text = card(planned(), found, repaired=False, ridge=1e-2)
+    source_record = source_of(str(tmp_path / "m.gguf"), Place(tmp_path, "m.gguf", {}, 0, licence="mit"))
+    assert source_record == Source("m", {"license": "mit"}, (), "m.gguf", "m.gguf")
+    text = card(planned(), source_record, repaired=False, ridge=1e-2)
     assert (
         "de-quantised from m.gguf" in text
         and "license: mit" in text

@@ -29,26 +29,26 @@ def exported(name: str, out: Path, form: str = "small") -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_folder_loads_with_installed_code_alone(name: str, tmp_path: Path) -> None:
-    _, own = exported(name, tmp_path / "out")
+    _, trimmed_model = exported(name, tmp_path / "out")
     ids = tiny_tokens(2, 20)
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(read).__module__ == "headcount.pretrained.runtimes.modeling_headcount"
     opened = open_model(tmp_path / "out", tokenizer=False)
     assert opened.spec.layers[0].form in ("fast", "small")
-    tensors = own.state_dict()
+    tensors = trimmed_model.state_dict()
     for again in (read, opened.model):
         assert again.state_dict().keys() == tensors.keys()
         assert all(torch.equal(tensor, tensors[own_name]) for own_name, tensor in again.state_dict().items())
         # The same weights at other places in memory: products may be summed in another order there.
-        torch.testing.assert_close(again(ids).logits, own(ids).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(again(ids).logits, trimmed_model(ids).logits, rtol=0, atol=1e-5)
 
 
 def test_a_folder_loads_where_headcount_is_not(tmp_path: Path) -> None:
     """A process that cannot import headcount runs the file that travels with the checkpoint."""
-    _, own = exported("llama", tmp_path / "out")
+    _, trimmed_model = exported("llama", tmp_path / "out")
     ids, logits, made = run_without_headcount(tmp_path / "out", tmp_path)
-    assert torch.equal(logits, own(ids).logits)
-    assert torch.equal(made, own.generate(ids, max_new_tokens=5))
+    assert torch.equal(logits, trimmed_model(ids).logits)
+    assert torch.equal(made, trimmed_model.generate(ids, max_new_tokens=5))
 
 
 def test_importing_headcount_after_transformers_registers_too() -> None:
@@ -80,16 +80,16 @@ def test_a_folder_keeps_the_digest_of_its_plan(tmp_path: Path) -> None:
     # Two plans that ask for the same ranks: nothing but the digest tells their models apart.
     plan, other = (headcount.plan(audit, cache=cache, out=tmp_path / f"p{cache}") for cache in (0.5, 0.501))
     assert plan.spec == other.spec and plan.record.digest != other.record.digest
-    own = headcount.trim(model, plan, out=tmp_path / "m", repair_output=False)
+    trimmed_model = headcount.trim(model, plan, out=tmp_path / "m", repair_output=False)
     read = headcount.Plan.open(tmp_path / "p0.5").record
     assert read.digest == plan.record.digest == plan.record.model_copy(update={"audit": "elsewhere"}).digest
-    origins = [origin_of(own.config), origin_of(open_model(tmp_path / "m", tokenizer=False).model.config)]
+    origins = [origin_of(trimmed_model.config), origin_of(open_model(tmp_path / "m", tokenizer=False).model.config)]
     assert [origin.plan for origin in origins if origin] == [read.digest] * 2
     assert TrimRecord.open(tmp_path / "m").plan == read.digest
 
 
 def test_records_are_checked_when_they_are_read(tmp_path: Path) -> None:
-    _, own = exported("llama", tmp_path / "out")
+    _, trimmed_model = exported("llama", tmp_path / "out")
     path = tmp_path / "out" / "trim.json"
     record = json.loads(path.read_text())
     # Folders made before plans had digests and audits had notes still open, and are not made again.
@@ -98,7 +98,7 @@ def test_records_are_checked_when_they_are_read(tmp_path: Path) -> None:
     old = TrimRecord.open(tmp_path / "out")
     assert old.plan is None and old.notes == []
     _, again = exported("llama", tmp_path / "out")
-    assert again.state_dict().keys() == own.state_dict().keys() and "plan" not in json.loads(path.read_text())
+    assert again.state_dict().keys() == trimmed_model.state_dict().keys() and "plan" not in json.loads(path.read_text())
     for change, says in (
         ({"form": "other"}, "form"),
         ({"cache_ratio": "half"}, "cache_ratio"),
@@ -115,12 +115,12 @@ def test_records_are_checked_when_they_are_read(tmp_path: Path) -> None:
 
 
 def test_a_finished_folder_is_read_and_a_foreign_one_is_refused(tmp_path: Path) -> None:
-    _, own = exported("llama", tmp_path / "out")
+    _, trimmed_model = exported("llama", tmp_path / "out")
     stamp = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
     _, again = exported("llama", tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == stamp
     ids = tiny_tokens(1, 8)
-    assert torch.equal(own(ids).logits, again(ids).logits)
+    assert torch.equal(trimmed_model(ids).logits, again(ids).logits)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.tex").write_text("mine")
     with pytest.raises(HeadcountError, match="was not made by headcount"):

@@ -26,17 +26,17 @@ def test_normal_equations_minimise_the_pulled_error() -> None:
     generator = torch.Generator().manual_seed(0)
     z, y = torch.randn(200, 7, generator=generator), torch.randn(200, 3, generator=generator)
     old, bias = torch.randn(3, 7, generator=generator), torch.randn(3, generator=generator)
-    own = NormalEquations(7, 3)
-    own.add(z[:90], y[:90])
-    own.add(z[90:], y[90:])
-    weight, intercept = own.solve(old, bias, 0.1)
+    equations = NormalEquations(7, 3)
+    equations.add(z[:90], y[:90])
+    equations.add(z[90:], y[90:])
+    weight, intercept = equations.solve(old, bias, 0.1)
     pull = (0.1 * float(z.double().square().sum(0).mean())) ** 0.5
     # The same minimum by least squares on stacked rows: the pull is seven more observations.
     rows = torch.cat((torch.cat((z.double(), torch.ones(200, 1)), 1), pull * torch.eye(8, dtype=torch.float64)[:7]))
     targets = torch.cat((y.double(), pull * old.T.double()))
-    wanted = torch.linalg.lstsq(rows, targets).solution
-    torch.testing.assert_close(weight, wanted[:7].T, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(intercept, wanted[7], rtol=1e-8, atol=1e-8)
+    expected = torch.linalg.lstsq(rows, targets).solution
+    torch.testing.assert_close(weight, expected[:7].T, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(intercept, expected[7], rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -49,8 +49,8 @@ def test_repair_brings_the_residual_stream_closer(name: str) -> None:
     after = headcount.trim(model, plan, ridge=1e-6, matmul_dtype="model")
     dense = model(ids, output_hidden_states=True).hidden_states
     errors = []
-    for own in (before, after):
-        streams = own(ids, output_hidden_states=True).hidden_states
+    for variant in (before, after):
+        streams = variant(ids, output_hidden_states=True).hidden_states
         errors.append([float((a - b).square().mean()) for a, b in zip(streams[1:], dense[1:], strict=True)])
     assert sum(errors[1]) < sum(errors[0])
     assert errors[1][0] < errors[0][0]
@@ -61,7 +61,7 @@ def test_one_layer_is_the_least_squares_solution() -> None:
     model = tiny_model("llama")
     plan = planned(model)
     ids = plan.audit.windows["text"].long()
-    own = headcount.trim(model, plan, ridge=1e-12, matmul_dtype="model")
+    trimmed_model = headcount.trim(model, plan, ridge=1e-12, matmul_dtype="model")
     raw = build(model, plan)
     inputs, outputs = [], []
     handles = [
@@ -73,7 +73,7 @@ def test_one_layer_is_the_least_squares_solution() -> None:
         handle.remove()
     z = torch.cat((inputs[0].flatten(0, 1), torch.ones(ids.numel(), 1)), 1).double()
     residual = z @ torch.linalg.lstsq(z, outputs[0].flatten(0, 1).double()).solution - outputs[0].flatten(0, 1)
-    output = own.model.layers[0].self_attn.o_proj
+    output = trimmed_model.model.layers[0].self_attn.o_proj
     made = z[:, :-1] @ output.weight.T.double() + output.bias.double() - outputs[0].flatten(0, 1)
     # The best error there is, reached up to the ridge and float32 weights.
     assert float(made.square().mean()) <= float(residual.square().mean()) * (1 + 1e-4) + 1e-12

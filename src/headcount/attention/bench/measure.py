@@ -1,7 +1,7 @@
-"""How fast an operator is, how much memory it takes, and how exact it is, measured in one run.
+"""Measures the speed, memory and accuracy of an operator in one run.
 
-Times are the least of several, taken in turn with a large matrix product of the same dtype and threads: on a
-noisy machine the fraction of that product's speed is worth more than seconds.
+Times are the minimum of several runs, alternating with a large matrix product of the same dtype and thread count: on
+a noisy machine the speed relative to that product is more informative than seconds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def measure(
 ) -> JsonObject:
     """Time, speed, memory and error of one problem; the fields are described in docs/operators.md.
 
-    seconds: how long to go on repeating, beyond the three times at the least.
+    seconds: how long to keep repeating, after a minimum of three repetitions.
     """
     stages = 4
     tensors = problem.tensors()
@@ -80,7 +80,7 @@ def measure(
 
 @contextlib.contextmanager
 def thread_count(threads: int | None) -> Iterator[int]:
-    """PyTorch's thread count inside the block, put back after it."""
+    """Set PyTorch's thread count inside the block and restore it afterwards."""
     before = torch.get_num_threads()
     if threads is not None and threads < 1:
         raise HeadcountError(f"{threads} threads", fix="use 1 or more")
@@ -95,7 +95,7 @@ def thread_count(threads: int | None) -> Iterator[int]:
 def least_seconds(
     calls: Sequence[Callable[[], Any]], seconds: float, at_least: int = 3, at_most: int = 50
 ) -> list[float]:
-    """The least time of each call; they take turns, so that all meet the same disturbances."""
+    """The minimum time of each call; the calls alternate, so that all are exposed to the same disturbances."""
     best = [math.inf] * len(calls)
     start = time.perf_counter()
     for done in range(at_most):
@@ -109,16 +109,16 @@ def least_seconds(
 
 
 def naive_seconds(problem: Problem, tensors: Sequence[Tensor], seconds: float) -> float | None:
-    """The same with all logits in memory, as an einsum in the problem's dtype; None where they do not fit.
+    """Time of the operator with all logits in memory, as an einsum in the problem's dtype; None if they do not fit.
 
     "Fit" means that three arrays of logits (six with the backward pass) take at most half of the free memory.
-    Masks that hold along the edges of a tree, or for pairs of tokens, have no textbook form here.
+    Masks along the edges of a tree and masks for pairs of tokens have no naive implementation here.
     """
     entry = problem.entry
     if (entry.pairs or problem.name == "tree") and (problem.causal or problem.window is not None):
         return None
     rows = problem.tokens**2 if entry.pairs else problem.tokens
-    channels = problem.dim if entry.pairs else 1  # the pairs' values cannot be summed without the paths' products
+    channels = problem.dim if entry.pairs else 1  # pairs: values are summed after forming all path products
     logits = problem.batch * problem.heads * rows * problem.tokens**entry.axes * channels
     copies = 6 if problem.backward else 3
     if logits * DTYPES[problem.dtype].itemsize * copies > available_bytes(torch.device("cpu")) / 2:
@@ -130,14 +130,14 @@ def naive_seconds(problem: Problem, tensors: Sequence[Tensor], seconds: float) -
 def max_error(problem: Problem, tensors: Sequence[Tensor], out: Tensor) -> tuple[float | None, float | None]:
     """Largest error of the output against the float64 reference, absolute and relative to the largest entry.
 
-    At up to eight positions spread over the sequence; None where not even one fits the reference.
+    Measured at up to eight positions spread over the sequence; None if not even one fits the reference.
     """
     entry, tokens = problem.entry, problem.tokens
-    given = [tensor.detach() for tensor in tensors]
+    detached = [tensor.detach() for tensor in tensors]
     if entry.pairs:
         if problem.batch * problem.heads * tokens**3 > ERROR_LOGITS:
             return None, None
-        truth = entry.truth(*given, **problem.options)
+        truth = entry.truth(*detached, **problem.options)
         return _compare(out, truth)
     each = problem.batch * problem.heads * tokens**entry.axes
     if problem.window is not None:
@@ -148,12 +148,12 @@ def max_error(problem: Problem, tensors: Sequence[Tensor], out: Tensor) -> tuple
     places = torch.linspace(0, tokens - 1, rows).round().long() if rows > 1 else torch.tensor([tokens - 1])
     truths = []
     for place in places.tolist():
-        # A window needs only the keys in it; along a chain of edges the windows add up.
+        # A window needs only the keys inside it; the windows along a chain of edges add up.
         reach = tokens if problem.window is None else sum(problem.window)
         low = max(0, place + 1 - reach)
         keys = slice(low, place + 1 if problem.causal or problem.window is not None else tokens)
-        queries = [tensor[:, :, place : place + 1] for tensor in given[: entry.queries]]
-        others = [tensor[:, :, keys] for tensor in given[entry.queries :]]
+        queries = [tensor[:, :, place : place + 1] for tensor in detached[: entry.queries]]
+        others = [tensor[:, :, keys] for tensor in detached[entry.queries :]]
         truths.append(entry.truth(*queries, *others, positions=torch.tensor([place - low]), **problem.options))
     return _compare(out[:, :, places], torch.cat(truths, dim=2))
 
@@ -164,9 +164,9 @@ def _compare(out: Tensor, truth: Tensor) -> tuple[float, float]:
 
 
 def extra_peak_bytes(problem: Problem, threads: int) -> int:
-    """Resident memory at the peak of one call beyond what was resident before, in a process of its own.
+    """Peak resident memory of one call beyond what was resident before, measured in a separate process.
 
-    Counts everything: outputs and gradients, workspaces, buffers of the matrix library
+    It includes outputs and gradients, workspaces, and buffers of the matrix library
     (:func:`headcount.core.memory.peak_memory`).
     """
     code = "from headcount.attention.bench.measure import report_peak; report_peak()"
@@ -181,7 +181,7 @@ def extra_peak_bytes(problem: Problem, threads: int) -> int:
 
 
 def report_peak() -> None:
-    """The other side of :func:`extra_peak_bytes`: reads a request on stdin and prints the answer."""
+    """The child process of :func:`extra_peak_bytes`: reads a request from stdin and prints the result."""
     request = json.loads(sys.stdin.read())
     fields = request["problem"]
     if fields["window"] is not None:
@@ -189,7 +189,7 @@ def report_peak() -> None:
     problem = Problem(**fields)
     with thread_count(request["threads"]), build.use(request["path"]):
         small = Problem(**{**fields, "tokens": min(problem.tokens, 32)})
-        small.run(small.tensors())  # loads kernels and wakes threads
+        small.run(small.tensors())  # loads kernels and starts threads
         tensors = problem.tensors()
         _, peak_bytes = peak_memory(lambda: problem.run(tensors), torch.device("cpu"))
     sys.stdout.write(json.dumps({"extra_peak_bytes": peak_bytes}))

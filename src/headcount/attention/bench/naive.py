@@ -1,4 +1,4 @@
-"""The operators as one would first write them: every logit in memory, einsum, softmax, einsum."""
+"""Naive implementations of the operators: all logits in memory, einsum, softmax, einsum."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LETTERS = "jklm"
 
 
 def naive(name: str, sides: int, tokens: int, causal: bool, window: Sequence[int] | None) -> Callable[..., Tensor]:
-    """The operator ``name`` on tuples of ``sides`` keys as a function of its tensors, all in a row."""
+    """The operator ``name`` on tuples of ``sides`` keys, as a function of its tensors as positional arguments."""
     letters = LETTERS[:sides]
 
     def masked(logits: Tensor) -> Tensor:

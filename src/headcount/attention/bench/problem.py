@@ -1,4 +1,4 @@
-"""What the bench measures: the operators, and one problem with its tensors and its count of work."""
+"""The operators of the benchmark, and a problem with its tensors and its FLOP count."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Entry:
-    """One operator as the bench sees it.
+    """Description of one operator for the benchmark.
 
-    axes: keys of one tuple. windows: lengths that its window has. flops: for one allowed tuple (edge of the
-    tree) and channel, forward, then forward and backward, matrix products only. logit_parts: inner products
-    that a logit adds.
+    axes: number of keys in a tuple. windows: number of window lengths. flops: per allowed tuple (tree: per edge) and
+    channel, forward, then forward and backward, matrix products only. logit_parts: number of inner products that are
+    added in a logit.
     """
 
     summary: str
@@ -46,12 +46,12 @@ class Entry:
 
 
 def _listed(operator: Callable[..., Tensor], sides: int, *last: Any) -> Callable[..., Tensor]:
-    """An operator that takes lists of keys and values, called with all tensors in a row."""
+    """Adapts an operator that takes lists of keys and values to positional tensors."""
     return lambda q, *rest, **options: operator(q, rest[:sides], rest[sides:], *last, **options)
 
 
 def _one_window(truth: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A reference that takes its window as an integer."""
+    """Adapts a reference that takes its window as an integer."""
     return lambda *tensors, window, **options: truth(*tensors, window=window and window[0], **options)
 
 
@@ -98,7 +98,7 @@ OPERATORS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """What is measured."""
+    """One benchmark problem: an operator, sizes and options."""
 
     name: str
     tokens: int
@@ -132,7 +132,7 @@ class Problem:
         return {"causal": self.causal, "window": self.window}
 
     def tensors(self) -> list[Tensor]:
-        """Queries, keys and values of unit variance, queries and keys such that logits have unit variance."""
+        """Queries, keys and values, scaled so that logits and values have unit variance."""
         entry = self.entry
         generator = torch_generator(self.seed, "operator bench", self.name)
         spread = entry.logit_parts ** (-0.25)
@@ -146,8 +146,8 @@ class Problem:
         return made
 
     def flops(self) -> float:
-        """Of the matrix products over all allowed tuples: 4 N^3 dim for third order, forward and in full."""
-        sides = 1 if self.name == "tree" else self.entry.axes  # the tree's work goes with its edges
+        """FLOPs of the matrix products over all allowed tuples: 4 N^3 dim for an unmasked third-order forward pass."""
+        sides = 1 if self.name == "tree" else self.entry.axes  # tree: work proportional to its edges
         place = torch.arange(self.tokens)
         ranges = masks.position_ranges(
             place,
@@ -157,13 +157,13 @@ class Problem:
             sides=sides,
         ).double()
         lengths = (ranges[:, 1] - ranges[:, 0]).prod(0)
-        if self.entry.pairs:  # the place of the pair (i, j) is max(i, j): 2 p + 1 pairs have place p
+        if self.entry.pairs:  # the position of the pair (i, j) is max(i, j), so 2 p + 1 pairs have position p
             lengths = lengths * (2 * place + 1)
         each = self.entry.flops[1 if self.backward else 0]
         return float(lengths.sum()) * each * self.dim * self.heads * self.batch
 
     def run(self, tensors: Sequence[Tensor], call: Callable[..., Tensor] | None = None) -> Tensor:
-        """Forward, and the gradients of all tensors when asked; returns the output."""
+        """Run the forward pass, and the backward pass if requested; return the output."""
         out = (call or self.entry.call)(*tensors, **self.options)
         if self.backward:
             torch.autograd.grad(out, list(tensors), torch.ones_like(out))

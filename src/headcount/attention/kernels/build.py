@@ -1,15 +1,15 @@
-"""Builds the C++ kernels on first use, for the processor it runs on, and says which path an operator takes.
+"""Builds the C++ kernels on first use for the current processor and selects the path of each operator.
 
-One shared library from the sources beside this file, compiled by the machine's own compiler (``$CXX``, else
-``c++``, ``g++``, ``clang++``) into a folder of the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``, under
-``headcount/kernels``). Its name is a hash of the sources, the flags and everything the compiler defines for
-this processor, so that machines sharing a home folder never load each other's code. It is written beside its
-place and renamed, so that a build that is killed, or two at once, leave nothing half-made. Plain C functions
-are called through ctypes; PyTorch's headers are not needed.
+The sources beside this file are compiled into one shared library by the installed compiler (``$CXX``, else ``c++``,
+``g++``, ``clang++``), in the user's cache directory (``$XDG_CACHE_HOME`` or ``~/.cache``, under
+``headcount/kernels``). Its name is a hash of the sources, the flags and everything the compiler defines for this
+processor, so machines with a shared home directory never load each other's code. The library is written to a
+temporary directory and then renamed, so an interrupted build or two concurrent builds leave no partial file. Plain C
+functions are called through ctypes; PyTorch's headers are not needed.
 
-``HEADCOUNT_KERNELS`` chooses the path: ``auto`` (compiled where that works, else plain torch), ``torch``, or
-``compiled`` (an error where it does not work). :func:`use` does the same for a block of code, and
-:func:`watch` records what ran.
+``HEADCOUNT_KERNELS`` chooses the path: ``auto`` (compiled if available, else plain torch), ``torch``, or
+``compiled`` (an error if not available). :func:`use` does the same for a block of code, and
+:func:`watch` records which path ran.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SOURCES = (
     "pairwise.cpp",
 )
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
-# For this processor and with threads; then without what a compiler does not know.
+# With native instructions and threads first, then without flags that a compiler may not support.
 VARIANTS = (
     ("-march=native", "-fopenmp"),
     ("-mcpu=native", "-fopenmp"),
@@ -60,7 +60,7 @@ _watched: ContextVar[list[tuple[str, str]] | None] = ContextVar("headcount_kerne
 
 @dataclass(frozen=True)
 class Built:
-    """What building came to: a loaded library, or the reason why there is none."""
+    """The result of a build: a loaded library, or the reason why there is none."""
 
     library: ctypes.CDLL | None
     reason: str
@@ -68,7 +68,7 @@ class Built:
 
     @property
     def description(self) -> str:
-        """The instruction set and what else the library was compiled for; empty without one."""
+        """The instruction set and other compilation features of the library; empty without a library."""
         if self.library is None:
             return ""
         self.library.hc_description.restype = ctypes.c_char_p
@@ -76,7 +76,7 @@ class Built:
 
 
 def path() -> str:
-    """The path that is asked for: ``auto``, ``torch`` or ``compiled``."""
+    """The requested path: ``auto``, ``torch`` or ``compiled``."""
     asked = _chosen.get() or os.environ.get("HEADCOUNT_KERNELS", "auto")
     if asked not in PATHS:
         raise HeadcountError(f"HEADCOUNT_KERNELS={asked} is no path", fix=f"use one of {', '.join(PATHS)}")
@@ -85,7 +85,7 @@ def path() -> str:
 
 @contextlib.contextmanager
 def use(path: str) -> Iterator[None]:
-    """Take one path inside the block: ``torch``, ``compiled`` or ``auto``."""
+    """Use the given path inside the block: ``torch``, ``compiled`` or ``auto``."""
     if path not in PATHS:
         raise HeadcountError(f"{path} is no path", fix=f"use one of {', '.join(PATHS)}")
     token = _chosen.set(path)
@@ -117,14 +117,14 @@ def watch() -> Iterator[list[tuple[str, str]]]:
 
 
 def note(operator: str, path: str) -> None:
-    """Tell :func:`watch` that ``operator`` ran on ``path``."""
+    """Report to :func:`watch` that ``operator`` ran on ``path``."""
     ran = _watched.get()
     if ran is not None:
         ran.append((operator, path))
 
 
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, built if need be; None on the torch path, or on auto where that fails."""
+    """The compiled kernels, built if needed; None on the torch path, or on auto if the build fails."""
     asked = path()
     if asked == "torch":
         return None
@@ -139,7 +139,7 @@ def library() -> ctypes.CDLL | None:
 
 @functools.cache
 def build() -> Built:
-    """Find the library in the cache or compile it; once for each process."""
+    """Find the library in the cache or compile it; runs once per process."""
     compiler = _compiler()
     if compiler is None:
         return Built(None, "no C++ compiler found (looked for $CXX, c++, g++, clang++)")
@@ -169,8 +169,8 @@ def _compiler() -> list[str] | None:
         return asked
     if sys.platform == "win32":
         return None  # the sources use the vector extensions of GCC and Clang
-    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    return [found] if found else None
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    return [compiler] if compiler else None
 
 
 def _target(compiler: list[str], variant: tuple[str, ...]) -> bytes | None:
@@ -194,7 +194,7 @@ def _cache() -> Path:
 
 
 def _compile(compiler: list[str], flags: tuple[str, ...], file: Path) -> None:
-    """All sources at once, then the library: 17 s of one core's time with GCC 12."""
+    """Compile all sources in parallel, then link the library: 17 s of CPU time with GCC 12."""
 
     def run(*arguments: str | Path) -> None:
         subprocess.run(

@@ -1,7 +1,7 @@
-"""Calls the compiled kernels; None where they do not apply, and the caller goes on in torch.
+"""Calls the compiled kernels; returns None if they do not apply, and the caller falls back to torch.
 
-Workspaces are torch tensors, one part for each thread, so that they show in PyTorch's memory profiles and no
-kernel allocates.
+Workspaces are torch tensors, one part per thread, so that they appear in PyTorch's memory profiles and kernels do
+not allocate memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from headcount.attention.kernels import build
 from headcount.attention.machinery.autograd import accumulation_dtype
 
 ONE_THREAD_FLOPS = 2_000_000
-"""Below this, waking threads costs more than they save."""
+"""Below this number of operations, starting threads costs more than it saves."""
 
 _NAMES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16"}
 
@@ -27,7 +27,7 @@ def _library(tensor: Tensor) -> ctypes.CDLL | None:
 
 
 def _call(library: ctypes.CDLL, name: str, *arguments: Tensor | int | float) -> Any:
-    """Tensors as pointers, integers as long, floats as double."""
+    """Call a kernel with tensors as pointers, integers as long and floats as double."""
     converted: list[Any] = []
     for argument in arguments:
         if isinstance(argument, Tensor):
@@ -52,7 +52,7 @@ def _threads(flops: float) -> int:
 
 
 def _multiplied(library: ctypes.CDLL, kernel: str, tensors: list[Tensor]) -> list[Tensor]:
-    """Contiguous, in the dtype that the kernel multiplies: float32 where there are no bfloat16 products."""
+    """Contiguous tensors in the kernel's dtype: float32 if the kernel has no bfloat16 variant."""
     if not hasattr(library, f"hc_{kernel}_{_NAMES[tensors[0].dtype]}"):
         tensors = [tensor.to(accumulation_dtype(tensor.dtype)) for tensor in tensors]
     return [tensor.contiguous() for tensor in tensors]
@@ -95,7 +95,7 @@ def third_order_backward(
     ranges: Tensor,
     scale: float,
 ) -> tuple[Tensor, ...] | None:
-    """Gradients of the five tensors in their own dtype."""
+    """Gradients of the five tensors in the dtype of the tensors."""
     library = _library(q)
     if library is None:
         return None
@@ -142,7 +142,7 @@ def pairwise_forward(q: Tensor, k: Tensor, v: Tensor, ranges: Tensor, scale: flo
 
 @dataclass(frozen=True)
 class Strassen:
-    """The contractions of factorised Strassen attention, for one dtype; made by :func:`strassen`."""
+    """The contractions of factorised Strassen attention, for one dtype; created by :func:`strassen`."""
 
     library: ctypes.CDLL
     name: str
@@ -153,12 +153,12 @@ class Strassen:
         return int(function(*map(ctypes.c_long, sizes)))
 
     def padded(self, rows: Tensor) -> Tensor:
-        """(.., n, dim) with zeros up to whole vectors, as the kernels read them."""
+        """(.., n, dim) padded with zeros to a multiple of the vector width, as the kernels expect."""
         lanes = self._ask("lanes")
         return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % lanes)).contiguous()
 
     def packed(self, e12: Tensor, *, swapped: bool) -> Tensor:
-        """E12 (J, L), or its transpose, in the order in which the products read it."""
+        """E12 (J, L), or its transpose, in the memory layout of the kernels."""
         first, second = e12.shape if not swapped else e12.shape[::-1]
         steps = (1, first) if swapped else (second, 1)
         count = self._ask("strassen_packed", first, second)
@@ -194,7 +194,7 @@ class Strassen:
     ) -> tuple[Tensor, Tensor]:
         """da_ij = sum_c pull_ic v1_jc inner_ijc and dv1_jc = sum_i e1_ij pull_ic inner_ijc.
 
-        With ``swapped``, e1 and v1 are those of l, e2 and v2 those of j, and ``packed`` is of the transpose.
+        With ``swapped``, e1 and v1 belong to l, e2 and v2 to j, and ``packed`` is the packed transpose.
         """
         rows, first, second, dim = e1.shape[0], e1.shape[1], e2.shape[1], v1.shape[1]
         threads = _threads(2.0 * rows * first * second * dim)
@@ -224,7 +224,7 @@ class Strassen:
 
 
 def strassen(tensor: Tensor) -> Strassen | None:
-    """The contractions in the accumulation dtype of ``tensor``, or None where they must be done in torch."""
+    """The contractions in the accumulation dtype of ``tensor``, or None if they must be computed in torch."""
     library = _library(tensor)
     if library is None:
         return None

@@ -1,16 +1,16 @@
 // Softmax attention for few queries and many keys, as in decoding with a cache: out_i = sum_j softmax_j(scale <q_i, k_j>) v_j.
 //
-// Bound by reading keys and values, so each is read once for all queries of a group, in its own dtype, and widened in
-// registers. Keys are cut into fixed runs whose results are merged by their maxima: the work of one group is shared among
-// threads, and the result does not depend on how many there are.
+// The kernel is bound by reading keys and values, so each is read once for all queries of a group, in its input dtype, and
+// widened in registers. Keys are split into fixed runs whose results are merged by their maxima, so the work of one group
+// is shared among threads and the result does not depend on the number of threads.
 //
 // Shapes: q (G, R, d), k (G, N, d), v (G, N, e), ranges (G, 1, 2, R), out (G, R, e), lse (G, R).
 #include "simd.h"
 
 namespace hc {
 
-constexpr long kRun = 1024;  // keys of one piece of work
-constexpr long kKeys = 64;   // keys whose weights are in hand at once
+constexpr long kRun = 1024;  // keys per work item
+constexpr long kKeys = 64;   // keys whose weights are computed at once
 constexpr long kTogether = 4;  // queries that share a pass over the keys
 constexpr double kToBits = 1.4426950408889634, kFromBits = 0.6931471805599453;
 
@@ -61,8 +61,8 @@ template <class A>
 struct DecodingSpace {
     using Sum = typename A::Sum;
     long row;                     // numbers of a row of values, padded
-    Sum *weights, *sums;          // one thread's
-    Sum *tops, *totals, *parts;   // all threads': (group, run, query) and, for parts, channel
+    Sum *weights, *sums;          // per thread
+    Sum *tops, *totals, *parts;   // shared by all threads: (group, run, query) and, for parts, channel
     DecodingSpace(char* base, const Decoding& s, long thread, long threads, long* bytes) {
         Arena arena{base};
         row = round_up(s.v_dim, A::kLanes);
@@ -79,7 +79,7 @@ struct DecodingSpace {
     }
 };
 
-// Vectors of numbers that a dot product takes at a time, and how it adds them up. A bfloat16 product is exact in float.
+// The vectors that a dot product processes at a time and how it sums them. A bfloat16 product is exact in float.
 template <class A>
 struct Dot {
     static constexpr long kStep = A::kLanes;
@@ -98,7 +98,7 @@ struct Dot<Bfloat16> {
 };
 #endif
 
-// factor <q_r, k_key> of Together queries with `count` keys, four keys at a time; writes up to three keys more.
+// factor <q_r, k_key> of Together queries with `count` keys, four keys at a time; writes up to three extra keys.
 template <class A, int Together>
 void dots(const Decoding& s, const typename A::Input* q, const typename A::Input* k, long count,
           typename A::Sum factor, typename A::Sum* to) {
@@ -177,7 +177,7 @@ void one_run(const Decoding& s, const DecodingSpace<A>& w, long g, long run, lon
                 if (key >= count || key < low || key >= high) row[key] = -A::kNever;
                 largest = row[key] > largest ? row[key] : largest;
             }
-            if (largest == -A::kNever) {  // none of these keys is this query's
+            if (largest == -A::kNever) {  // the query attends to none of these keys
                 std::memset(row, 0, kKeys * sizeof(Sum));
                 continue;
             }

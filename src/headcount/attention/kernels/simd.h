@@ -1,7 +1,8 @@
-// Vectors, exponentials and the register tile that every kernel is made of.
+// Vectors, exponentials and the register tile used by all kernels.
 //
-// Written with the vector extensions of GCC and Clang, so that one source serves every instruction set; intrinsics only
-// where the extensions have no word for it (scaling by a power of two, bfloat16 products). Compiled with -march=native.
+// Written with the vector extensions of GCC and Clang, so that one source supports every instruction set; intrinsics
+// are used only where the extensions have no equivalent (scaling by a power of two, bfloat16 products). Compiled with
+// -march=native.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -36,13 +37,13 @@ typedef double DoubleVector __attribute__((vector_size(kVectorBytes)));
 typedef int32_t Int32Vector __attribute__((vector_size(kVectorBytes)));
 typedef int64_t Int64Vector __attribute__((vector_size(kVectorBytes)));
 
-// A register tile is kRows<V> rows of V vectors: as many accumulators as the registers hold beside the operands.
+// A register tile is kRows<V> rows of V vectors: as many accumulators as fit into the registers in addition to the operands.
 constexpr int kTileVectors = kManyRegisters ? 4 : 2;
 constexpr int rows_of(int vectors) {
     if (!kManyRegisters) return vectors == 2 ? 6 : 12;
     return vectors == 4 ? 6 : vectors == 3 ? 8 : 12;
 }
-constexpr long kRowSlack = 11;  // a sweep of whole tiles reads at most this many rows beyond the last
+constexpr long kRowSlack = 11;  // a loop over whole tiles reads at most this many rows beyond the last
 
 inline long round_up(long value, long step) { return (value + step - 1) / step * step; }
 
@@ -64,9 +65,9 @@ inline DoubleVector max_of(DoubleVector a, DoubleVector b) {
 }
 #endif
 
-// 2^x = 2^n * p(x - n), n the nearest integer. p is the polynomial of least relative error on [-1/2, 1/2] (Remez):
-// degree 5: 7.5e-8 (float), degree 3: 7.5e-5 (weights that are rounded to bfloat16 next), degree 11: 3e-18 (double).
-// Arguments far below the range, as those of masked keys, give exactly 0.
+// 2^x = 2^n * p(x - n), n the nearest integer. p is the polynomial with minimal relative error on [-1/2, 1/2] (Remez):
+// degree 5: 7.5e-8 (float), degree 3: 7.5e-5 (weights that are then rounded to bfloat16), degree 11: 3e-18 (double).
+// Arguments far below the range, such as those of masked keys, give exactly 0.
 template <int Degree>
 inline FloatVector polynomial(FloatVector f) {
     if constexpr (Degree == 3) {
@@ -132,7 +133,7 @@ inline DoubleVector exp2_of(DoubleVector x) {
 }
 #endif
 
-// An arithmetic: what is multiplied (Element), what sums are kept in (Sum), one vector of multiply-adds.
+// An arithmetic: the type of factors (Element), the type of sums (Sum), one vector of multiply-adds.
 struct Float {
     using Input = float;
     using Element = float;
@@ -141,7 +142,7 @@ struct Float {
     static constexpr int kLanes = kVectorBytes / 4;
     static constexpr int kPacked = 1;  // numbers in an Element
     static constexpr int kDegree = 5;
-    static constexpr float kNever = 1e30f;  // a bias that no logit outweighs
+    static constexpr float kNever = 1e30f;  // a bias that exceeds any logit
     static Vector multiply_add(Vector sum, Element a, Vector b) { return sum + a * b; }
 };
 
@@ -266,14 +267,14 @@ __attribute__((noinline)) void add_product(long rows, long vectors, long depth, 
     });
 }
 
-// Cuts a thread's workspace into arrays that start on vector boundaries.
+// Splits a thread's workspace into arrays aligned to vector boundaries.
 struct Arena {
     char* next;
     template <class T>
     T* take(long count) {
-        T* found = (T*)next;
+        T* array = (T*)next;
         next += round_up(count * (long)sizeof(T), 64);
-        return found;
+        return array;
     }
 };
 

@@ -1,20 +1,20 @@
-// The matrix products of factorised Strassen attention, fused with what comes before and after them.
+// The matrix products of factorised Strassen attention, fused with the preceding and following operations.
 //
 // With e1 (I, J), e2 (I, L), e12 (J, L) the scaled exponentials of one group (see factorised.py):
 //   inner_ijc = sum_l e12_jl e2_il v2_lc
 //   forward:  out_ic = sum_j e1_ij v1_jc inner_ijc
 //   backward: da_ij = sum_c pull_ic v1_jc inner_ijc,  dv1_jc = sum_i e1_ij pull_ic inner_ijc
 //             cross_jl = sum_ic (e1_ij v1_jc pull_ic) (e2_il v2_lc)
-// `inner` is never stored: a register tile of it (a few j, all c) is used up as soon as a block of l is summed, since all
-// that follows is linear in it. The other half of the backward is the same with the roles of j and l exchanged.
+// `inner` is never stored: a register tile of it (a few j, all c) is consumed as soon as a block of l is summed, since all
+// later operations are linear in it. The other half of the backward is the same with j and l exchanged.
 //
 // Ranges (I, 4): j0, j1, l0, l1 of each row, relative to the arrays; the exponentials are zero outside.
 #include "simd.h"
 
 namespace hc {
 
-constexpr long kDepth = 128;    // l's of one block: a block of v2 fits the first-level cache
-constexpr long kCrossRows = 4;  // rows i whose channels make one block of `cross`
+constexpr long kDepth = 128;    // l's per block, so that a block of v2 fits into the first-level cache
+constexpr long kCrossRows = 4;  // rows i whose channels form one block of `cross`
 
 struct Triangle {
     long rows, first, second, dim;  // I, J, L, channels
@@ -22,7 +22,7 @@ struct Triangle {
 
 constexpr long kTileRows = rows_of(kTileVectors);
 
-// The left operand in the order in which it is read: [block of l][group of kTileRows j's][l in the block][j in the group].
+// The left operand in the order in which it is accessed: [block of l][group of kTileRows j's][l in the block][j in the group].
 template <class T>
 void pack_left(const T* e12, long j_step, long l_step, long first, long second, T* to, int threads) {
     const long padded = round_up(first, kTileRows);
@@ -56,7 +56,7 @@ struct InnerSpace {
     }
 };
 
-// One block of l for row i: every register tile of inner_ij. goes to `use(j, first vector, accumulators)`.
+// One block of l for row i: every register tile of inner_ij. is passed to `use(j, first vector, accumulators)`.
 template <class A, class Use>
 void inner_block(long depth, const typename A::Sum* left, const typename A::Sum* right, long row,
                  long j0, long j1, Use use) {
@@ -136,9 +136,9 @@ void inner(const Triangle& s, const typename A::Sum* e1, const typename A::Sum* 
                     }
                 });
             };
-            if constexpr (Backward) {  // sums over i are kept by thread, so the threads' rows must not change
+            if constexpr (Backward) {  // sums over i are stored per thread, so the rows of each thread must be fixed
                 for (long i = me; i < s.rows; i += all) one_row(i);
-            } else {  // rows are independent: whoever is free takes the next
+            } else {  // rows are independent, so they are scheduled dynamically
 #pragma omp for schedule(dynamic, 4)
                 for (long i = 0; i < s.rows; ++i) one_row(i);
             }
@@ -170,7 +170,7 @@ struct CrossSpace {
     }
 };
 
-// Each thread owns a run of j's, so that nothing is summed across threads.
+// Each thread processes a range of j's, so that no sum runs across threads.
 template <class A>
 void cross(const Triangle& s, const typename A::Sum* e1, const typename A::Sum* e2, const typename A::Sum* v1,
            const typename A::Sum* v2, const typename A::Sum* pull, typename A::Sum* out, char* space, int threads) {

@@ -1,8 +1,8 @@
-// What the forward and the backward pass of third-order attention share: packing, left operands, tiles of logits.
+// Shared by the forward and backward pass of third-order attention: packing, left operands, tiles of logits.
 //
 // out_i = sum_jl softmax_jl(scale sum_c q_ic k1_jc k2_lc) v1_j * v2_l. For one query i and a block of kBlockRows j's, the
 // rows left_j = scale q_i * k1_j turn the logits into one matrix product left k2^T. It runs on blocks of kBlockKeys l's,
-// so that a tile of logits stays in the nearest caches; 64 to 256 differ by 3% in time, longer is better.
+// so that a tile of logits stays in the first caches; 64 to 256 differ by 3% in time, and longer is better.
 //
 // Shapes: q (G, R, d), k1, k2 (G, N, d), v1, v2 (G, N, e), ranges (G, 2, 2, R), out (G, R, e), lse (G, R).
 #pragma once
@@ -61,7 +61,7 @@ void pack_rows(const typename A::Input* from, long tokens, long dim, long padded
         }
 }
 
-// Row j of the left operand, x * y_j; the numbers are rounded to what the arithmetic multiplies.
+// Row j of the left operand, x * y_j; the numbers are rounded to the element type of the arithmetic.
 template <class A>
 void product_row(const typename A::Sum* x, const typename A::Input* y, long dim, typename A::Element* to) {
     if constexpr (A::kPacked == 1) {
@@ -86,7 +86,7 @@ void product_row(const typename A::Sum* x, const typename A::Input* y, long dim,
     }
 }
 
-// The left operand for rows of j: row j - j0; the slack rows repeat the last, so that they change no maximum.
+// The left operand for rows of j: row j - j0; the slack rows repeat the last row, so that they do not change the maximum.
 template <class A>
 void product_block(const typename A::Sum* x, const typename A::Input* y, long rows, long dim, long row_step,
                    typename A::Element* to) {
@@ -95,7 +95,7 @@ void product_block(const typename A::Sum* x, const typename A::Input* y, long ro
         std::memcpy(to + r * row_step, to + (rows - 1) * row_step, row_step * sizeof(typename A::Element));
 }
 
-// Biases for a run of key vectors: `value`, or -kNever on keys outside of [low, high).
+// Biases for a run of key vectors: `value`, or -kNever for keys outside [low, high).
 template <class A>
 void key_bias(long first_vector, long vectors, long low, long high, typename A::Sum value, typename A::Vector* bias) {
     for (long v = 0; v < vectors; ++v)
@@ -105,7 +105,7 @@ void key_bias(long first_vector, long vectors, long low, long high, typename A::
         }
 }
 
-// The logits bias + left columns^T of `rows` rows, each register tile handed to `use(row, vector, accumulators)`.
+// The logits bias + left columns^T of `rows` rows, each register tile passed to `use(row, vector, accumulators)`.
 template <class A, class Use>
 inline void over_logits(long rows, long vectors, long depth, const typename A::Element* left, long row_step,
                         const typename A::Element* columns, const typename A::Vector* bias, Use use) {

@@ -1,9 +1,9 @@
-// The backward pass of third-order attention: every weight is computed again, from the saved log-sum-exp.
+// The backward pass of third-order attention: every weight is recomputed from the saved log-sum-exp.
 //
 // With P the weights, g the output's gradient and dP_jl = <g_i * v1_j, v2_l> - offset_i, the logits'
 // gradient is dS = P dP. For each block of j, with left_j = scale q_i * k1_j and carried_j = g_i * v1_j:
 //   d_left = dS k2 (gives dq and dk1), mixed = P v2 (gives dv1), dk2 += dS^T left, dv2 += P^T carried.
-// Six products in all, two of which recompute P and dP. Sums over i are kept by each thread and added in order of threads.
+// Six products in all, two of which recompute P and dP. Sums over i are stored per thread and added in thread order.
 #include "third_order.h"
 
 namespace hc {
@@ -14,15 +14,15 @@ struct BackwardSpace {
     using Element = typename A::Element;
     using Input = typename A::Input;
     long k_row, v_row;        // numbers of a row of keys and of values, padded to vectors
-    long k_depth, v_depth;    // elements that a logit and a dP sum over
+    long k_depth, v_depth;    // elements summed in a logit and in a dP
     long k_step, v_step;      // elements between rows of left and of carried
     Element *k2_columns, *v2_columns, *k2_rows, *v2_rows;
     Sum *dk1, *dk2, *dv1, *dv2;
     Element *left, *carried;  // [j][c]
     Input *weights, *d_logits;  // [j][l]
-    // The same with j as the summed axis. With one number in an element they are the arrays above.
+    // The same with j as the summed axis. If an element has one number, these are the arrays above.
     Element *left_across, *carried_across, *weights_across, *d_logits_across;
-    Sum *exact_weights;       // before rounding to what is multiplied
+    Sum *exact_weights;       // before rounding to the type of factors
     Sum *d_left, *mixed, *q, *q_scaled, *dq;
     BackwardSpace(char* base, const Shape& s, long* bytes) {
         const Sizes<A> z(s);
@@ -65,8 +65,8 @@ struct BackwardSpace {
     }
 };
 
-// Stores a register tile of weights or of d_logits: by rows, and for pairs also across rows, with zeros for rows that
-// are not there, since a sum over j must not see them.
+// Stores a register tile of weights or of d_logits: by rows, and for pairs also across rows, with zeros for missing
+// rows, since they must not contribute to a sum over j.
 template <class A, int R, int V>
 inline __attribute__((always_inline)) void store_tile(typename A::Vector (&acc)[R][V], long rows_left,
                                                       typename A::Input* by_rows, typename A::Element* across) {
@@ -96,7 +96,7 @@ inline __attribute__((always_inline)) void store_tile(typename A::Vector (&acc)[
     }
 }
 
-// [j][c] -> [pair of j][c]: what a sum over j multiplies with.
+// [j][c] -> [pair of j][c]: the right operand of a sum over j.
 template <class A>
 void lay_across(const typename A::Element* from, long rows, long dim, long step, long row, typename A::Element* to) {
     const typename A::Input* numbers = (const typename A::Input*)from;
@@ -176,7 +176,7 @@ void backward_row(const Shape& s, const BackwardSpace<A>& w, const typename A::S
     }
 }
 
-// to = factor * the sum over threads of the array at `part` in each one's space, rows first..last of `dim` numbers.
+// to = factor * the sum over threads of the array at `part` in each thread's workspace, rows first..last of `dim` numbers.
 template <class Sum>
 void reduce(const Sum* part, long bytes_apart, long threads, long first, long last, long row, long dim, double factor,
             Sum* to) {
@@ -206,7 +206,7 @@ void backward(const Shape& s, const typename A::Sum* grad, const typename A::Sum
         const long me = 0, all = 1;
 #endif
         const BackwardSpace<A> w(space + me * bytes, s, nullptr), first(space, s, nullptr);
-        // Padding of rows is read as zeros, and slack that is never written must hold numbers.
+        // Row padding must read as zeros, and slack that is never written must contain finite numbers.
         std::memset((char*)w.left, 0, (char*)w.q - (char*)w.left);
         for (long g = 0; g < s.groups; ++g) {
             const long keys = g * s.tokens * s.dim, values = g * s.tokens * s.v_dim;

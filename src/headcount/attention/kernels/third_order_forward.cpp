@@ -1,8 +1,8 @@
 // The forward pass of third-order attention.
 //
 // Logits are exponentiated, in base 2, while they are still in registers; the contribution of a block of j's is then
-// one more matrix product, weights v2, multiplied by v1 and summed over j. Exponents are relative to a running `base`; it
-// moves only when a tile exceeds it by kRoom, which costs that tile a second time, so that almost none is rescaled.
+// one more matrix product, weights v2, multiplied by v1 and summed over j. Exponents are relative to a running `base`,
+// which changes only if a tile exceeds it by kRoom; that tile is then recomputed, so rescaling is rare.
 #include "third_order.h"
 
 namespace hc {
@@ -34,7 +34,7 @@ inline void store_weights(uint16_t* to, FloatVector p) {
 }
 #endif
 
-// Weights 2^logit of a tile, exponentiated while still in registers. Returns their sum, and the largest logit.
+// Weights 2^logit of a tile, exponentiated while still in registers. Returns their sum and the largest logit.
 template <class A>
 typename A::Sum weight_tile(long rows, long vectors, long depth, const typename A::Element* left,
                             const typename A::Element* columns, const typename A::Vector* bias,
@@ -150,8 +150,8 @@ void forward(const Shape& s, const typename A::Input* q, const typename A::Input
         for (long g = 0; g < s.groups; ++g) {
             const long keys = g * s.tokens * s.dim, values = g * s.tokens * s.v_dim;
             bool packed = false;
-            // Rows are independent, and with causal masks of different cost: whoever is free takes the next. Each thread
-            // packs the keys for itself, which is 1/N of the work.
+            // Rows are independent and, with causal masks, differ in cost, so they are scheduled dynamically. Each thread
+            // packs its own copy of the keys, which is 1/N of the work.
 #pragma omp for schedule(dynamic, 4) nowait
             for (long i = 0; i < s.rows; ++i) {
                 if (!packed) {

@@ -1,10 +1,9 @@
-"""Turns a forward and a backward rule into an operator that autograd, torch.compile and torch.func all take.
+"""Turns a forward and a backward rule into an operator that works with autograd, torch.compile and torch.func.
 
-Each rule becomes a custom op with a fake kernel (torch.compile traces shapes through it and never looks
-inside) and a rule for vmap (the mapped axis joins the groups). Two autograd functions tie them together; they
-are functions, not ``register_autograd``, because only those pass through torch.func.grad. The second
-derivative differentiates the operator's explicit form, which holds all logits at once, so it is for small
-sizes.
+Each rule becomes a custom op with a fake kernel (torch.compile traces shapes through it without tracing the
+implementation) and a vmap rule (the mapped axis is merged into the groups). Two autograd functions connect them; these
+are used instead of ``register_autograd`` because only they work under torch.func.grad. The second derivative
+differentiates the operator's explicit form, which materialises all logits, so it is limited to small sizes.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from torch import Tensor
 from headcount.attention.machinery.checks import check_limit
 
 SECOND_LIMIT = 2**22
-"""Logits that a second derivative may form at once; a dozen float64 copies of them live at its peak."""
+"""Maximum number of logits in a second derivative; at the peak, a dozen float64 copies of them exist."""
 
 Tensors = tuple[Tensor, ...]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums and logits are kept in: float32 for bfloat16, else the input's own."""
+    """The dtype of sums and logits: float32 for bfloat16, else the input dtype."""
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
@@ -40,12 +39,12 @@ def operator(
 ) -> Callable[..., tuple[Tensor, Tensor]]:
     """Build ``apply(*tensors, ranges, scale) -> (out, lse)``, registered as ``headcount::name``.
 
-    names: the tensors, the one whose rows are the queries first, a value last; all share their leading axis.
-    forward(*tensors, ranges, scale) -> (out, lse), both in the accumulation dtype, so that the backward does
-    not start from a rounded output; lse (log-sum-exp of each row's logits) is -inf on empty rows.
+    names: the tensors, starting with one whose rows are the queries and ending with a value; all share axis 0.
+    forward(*tensors, ranges, scale) -> (out, lse), both in the accumulation dtype, so that the backward
+    does not start from a rounded output; lse (log-sum-exp of each row's logits) is -inf on empty rows.
     backward(grad_out, grad_lse, *tensors, out, lse, ranges, scale) -> one gradient for each tensor.
-    explicit: as forward, differentiable twice by plain autograd, in float64.
-    logits(*tensors) -> how many logits explicit forms.
+    explicit: same as forward, in float64 and twice differentiable by plain autograd.
+    logits(*tensors) -> number of logits that explicit materialises.
     """
     count = len(names)
     arguments = ", ".join(f"Tensor {tensor}" for tensor in names)
@@ -77,7 +76,7 @@ def operator(
 
     for op in (forward_op, backward_op):
         op.register_vmap(_vmap_rule(op))
-    # torch.compile traces calls of the registered overloads, not of the Python objects that registered them.
+    # torch.compile can trace the registered overloads, but not the Python objects that registered them.
     run_forward = getattr(torch.ops.headcount, name).default
     run_backward = getattr(torch.ops.headcount, f"{name}_backward").default
 
@@ -96,7 +95,7 @@ def operator(
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             *tensors, ranges, out, lse = ctx.saved_tensors
-            # A compiled graph is differentiated once, and tracing does not go into a second function.
+            # Compiled graphs are differentiated only once, and tracing does not support a nested function.
             run = run_backward if torch.compiler.is_compiling() else Backward.apply
             return (*run(*grads, *tensors, out, lse, ranges, ctx.scale), None, None)
 
@@ -114,12 +113,12 @@ def operator(
 
         @staticmethod
         def backward(ctx: Any, *cotangents: Any) -> Any:
-            *given, ranges = ctx.saved_tensors
+            *inputs, ranges = ctx.saved_tensors
             check_limit(
                 f"{name}: second derivative",
-                logits(*given[2:]),
+                logits(*inputs[2:]),
                 SECOND_LIMIT,
-                f"{names[0]} {tuple(given[2].shape)}, {names[1]} {tuple(given[3].shape)}",
+                f"{names[0]} {tuple(inputs[2].shape)}, {names[1]} {tuple(inputs[3].shape)}",
                 "take second derivatives at fewer tokens, heads or batch entries",
             )
 
@@ -127,13 +126,13 @@ def operator(
                 pulled = torch.func.vjp(lambda *leaves: explicit(*leaves, ranges, ctx.scale), *tensors)
                 return pulled[1]((grad_out, grad_lse))
 
-            wide = [tensor.double() for tensor in given]
+            wide = [tensor.double() for tensor in inputs]
             pulled = torch.func.vjp(gradients, *wide)
-            found = pulled[1](tuple(cotangent.double() for cotangent in cotangents))
-            found = tuple(grad.to(tensor.dtype) for grad, tensor in zip(found, given, strict=True))
-            # out and lse are functions of the tensors, and what goes through them is counted in `found`
-            # already.
-            return (*found, None, None, None, None)
+            input_grads = pulled[1](tuple(cotangent.double() for cotangent in cotangents))
+            input_grads = tuple(grad.to(tensor.dtype) for grad, tensor in zip(input_grads, inputs, strict=True))
+            # out and lse are functions of the tensors, and `input_grads` already includes the gradients
+            # through them.
+            return (*input_grads, None, None, None, None)
 
     def apply(*args: Any) -> tuple[Tensor, Tensor]:
         run: Callable[..., tuple[Tensor, Tensor]] = Forward.apply

@@ -1,4 +1,4 @@
-"""What the operators refuse, and how they say so: every message names the sizes and the mend."""
+"""Input validation of the operators: every error message states the shapes and a fix."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def check_common(
     dropout_p: float,
     check_finite: bool,
 ) -> None:
-    """Rank, dtype, device and content of every tensor; ``axes`` names what each axis is.
+    """Check rank, dtype, device and content of every tensor; ``axes`` names the axes.
 
     Raises HeadcountError for a rank other than ``len(axes)``, an empty axis, a dtype that is not one of
-    float64, float32 and bfloat16 (or not the same in all), different devices, dropout, and, when
-    ``check_finite`` is set, an infinite or undefined entry.
+    float64, float32 and bfloat16 (or differs between tensors), different devices, dropout, and, when
+    ``check_finite`` is set, an infinite or NaN entry.
     """
     if dropout_p != 0.0:
         raise HeadcountError(
@@ -71,9 +71,9 @@ def check_streams(
     values: Mapping[str, Tensor],
     shown: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Shapes agree: one batch, one token count on each side, KV heads that divide the query heads.
+    """Check that batch and token counts agree and that the KV heads divide the query heads.
 
-    ``shown`` are the tensors as the user passed them, where those differ.
+    ``shown``: the tensors as the user passed them, if they differ.
     """
     everything = {**queries, **keys, **values} if shown is None else shown
     first_query, first_key = next(iter(queries.values())), next(iter(keys.values()))
@@ -101,7 +101,7 @@ def check_streams(
 
 
 def check_window(operator: str, window: int | Sequence[int] | None, sides: int) -> tuple[int, ...] | None:
-    """The window as one length for each key set, all at least 1."""
+    """The window as one length per key set, each at least 1."""
     if window is None:
         return None
     lengths = (window,) if isinstance(window, int) else tuple(window)
@@ -120,6 +120,6 @@ def check_window(operator: str, window: int | Sequence[int] | None, sides: int) 
 
 
 def check_limit(operator: str, count: int, limit: int, what: str, fix: str) -> None:
-    """Refuse explicit sums of more than ``limit`` logits."""
+    """Raise HeadcountError if an explicit sum has more than ``limit`` logits."""
     if count > limit:
         raise HeadcountError(f"{operator}: {what} means {count:,} logits, more than {limit:,}", fix=fix)

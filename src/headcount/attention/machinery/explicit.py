@@ -1,6 +1,6 @@
-"""Attention over tuples, written out: the softmax that every operator shares, and order-s attention by it.
+"""Explicit attention over tuples: the softmax shared by all operators, and order-s attention based on it.
 
-For the float64 reference and for second derivatives; it holds all logits at once.
+Used by the float64 reference and for second derivatives; it materialises all logits.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from headcount.attention.machinery import masks
 from headcount.attention.machinery.autograd import product
 
 TUPLE = "jklmn"
-"""Letters of the tuple's axes in einsum formulas; b, h, i, c are batch, heads, queries and channels."""
+"""Letters of the tuple axes in einsum formulas; b, h, i, c are batch, heads, queries and channels."""
 
 
 def weighted_sum(logits: Tensor, allowed: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Softmax over the tuples that are allowed, applied to products of values.
+    """Softmax over the allowed tuples, applied to products of values.
 
     ``out_i = sum_T P_iT prod_s v_s[T_s]`` with ``P_iT = exp(logit_iT - lse_i)`` on tuples T with every T_s
     allowed. A query with no allowed tuple gives zeros and ``lse = -inf``, with zero gradients.
@@ -33,8 +33,8 @@ def weighted_sum(logits: Tensor, allowed: Sequence[Tensor], values: Sequence[Ten
         shape = (mask.shape[0], 1, mask.shape[1], *(mask.shape[2] if s == side else 1 for s in range(sides)))
         inside = inside & mask.reshape(shape)
     axes = tuple(range(3, 3 + sides))
-    # Softmax does not see a common shift, so the maximum may be a constant to autograd; 0 stands in for -inf,
-    # which keeps NaN out of both directions.
+    # Softmax is invariant to a common shift, so the maximum can be detached; -inf is replaced by 0 to avoid NaN
+    # in forward and backward.
     top = logits.detach().masked_fill(~inside, -torch.inf).amax(axes)
     top = torch.where(top == -torch.inf, 0.0, top)
     shifted = torch.where(inside, logits - top.reshape(*top.shape, *(1 for _ in axes)), 0.0)
@@ -50,7 +50,7 @@ def weighted_sum(logits: Tensor, allowed: Sequence[Tensor], values: Sequence[Ten
 
 
 def explicit(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """(q, k_1, .., v_1, .., ranges, scale) -> (out, lse) with all logits at once; differentiable."""
+    """(q, k_1, .., v_1, .., ranges, scale) -> (out, lse) with all logits materialised; differentiable."""
     *tensors, ranges, scale = arguments
     q, streams = tensors[0], tensors[1:]
     sides = len(streams) // 2
@@ -64,6 +64,6 @@ def explicit(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def count_logits(*tensors: Tensor) -> int:
-    """Logits of one call: groups, rows and every tuple of keys."""
+    """Number of logits of one call: groups x rows x tuples of keys."""
     keys = tensors[1 : 1 + (len(tensors) - 1) // 2]
     return product([*tensors[0].shape[:2], *(k.shape[1] for k in keys)])

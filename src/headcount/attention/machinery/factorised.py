@@ -1,26 +1,26 @@
-"""Strassen attention by products of matrices, with a certificate for each row that nothing underflowed.
+"""Strassen attention by matrix products, with a certificate for each row that no significant term underflowed.
 
 With a = scale <q1_i, k1_j>, b = scale <k1_j, k2_l>, c = scale <q2_i, k2_l> and the maxima beta_j = max_l
-b_jl, alpha_i = max_j (a_ij + beta_j), gamma_i = max_l c_il over what row i may use, put
+b_jl, alpha_i = max_j (a_ij + beta_j), gamma_i = max_l c_il over the keys allowed for row i, define
 
     E1_ij = exp(a_ij + beta_j - alpha_i),  E12_jl = exp(b_jl - beta_j),  E2_il = exp(c_il - gamma_i),   all <=
     1.
 
     Z_i = sum_jl E1_ij E12_jl E2_il,   out_ic = sum_j E1_ij v1_jc sum_l E12_jl E2_il v2_lc / Z_i,
 
-and the log-sum-exp of row i is alpha_i + gamma_i + log Z_i. The inner sum over l is, for all i and c of a
-chunk of rows at once, one product of E12 with the matrix of the E2_il v2_lc.
+and the log-sum-exp of row i is alpha_i + gamma_i + log Z_i. The inner sum over l, for all i and c of
+a chunk of rows, is a single product of E12 with the matrix with entries E2_il v2_lc.
 
-**Certificate.** alpha, beta and gamma need not be attained by one pair (j, l): then every product is small,
-and may underflow. Let t be the smallest normal number. A factor, or a product of factors, that underflows is
-below t, and as all other factors are at most 1, so is the term that is lost. A row loses at most n1 n2 t in
-all, n1 n2 being the number of its pairs. So ``Z_i >= n1 n2 t / eps`` proves that the part lost is at most eps
-of Z_i, no more than rounding takes anyway. Values are brought to at most 1 by powers of two first, so that
+**Certificate.** alpha, beta and gamma need not be attained at the same pair (j, l); in that case every product is
+small and may underflow. Let t be the smallest normal number. A factor, or a product of factors, that underflows is
+below t, and since all other factors are at most 1, so is the lost term. A row loses at most n1 n2 t in
+total, where n1 n2 is the number of its pairs. So ``Z_i >= n1 n2 t / eps`` proves that the lost part is at most eps
+of Z_i, which is within the rounding error. Values are first scaled to at most 1 by powers of two, so that
 the same holds for the numerators, relative to the largest value. In float32 at N = 1024 the threshold is
-1e-25: a row fails when its best pair lies 57 below alpha_i + gamma_i.
+1e-25: a row fails if its largest logit is 57 below alpha_i + gamma_i.
 
-The logits are computed and shifted in float64: their N^2 entries cost little, and logits of size 1e4 keep
-their fractions.
+The logits are computed and shifted in float64: their N^2 entries are cheap, and logits of size 1e4 keep their
+fractional parts.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from headcount.attention.machinery.autograd import accumulation_dtype
 from headcount.attention.machinery.contraction import Exponentials, choose
 
 BLOCK_NUMBERS = 2**18
-"""Entries of E12 of the groups that are done together, unless one group has more."""
+"""Maximum number of E12 entries of groups processed together, unless a single group has more."""
 
 
 @dataclass
 class Between:
-    """E12 and beta on a block of keys."""
+    """E12 and beta for a block of keys."""
 
     j: slice
     l: slice
@@ -52,7 +52,7 @@ class Between:
 
 @dataclass
 class Chunk:
-    """The scaled exponentials of a few rows of a few groups; shapes (g, r, j), (g, r, l), (g, j, l)."""
+    """The scaled exponentials of some rows of some groups; shapes (g, r, j), (g, r, l), (g, j, l)."""
 
     g: slice
     r: slice
@@ -75,7 +75,7 @@ def chunks(
     row_step: int,
     prepare: Callable[[Tensor], list[list[Tensor]]],
 ) -> Iterator[Chunk]:
-    """Cut the work; consecutive chunks share their Between object where the block of keys is the same."""
+    """Split the work into chunks; consecutive chunks with the same block of keys share their Between object."""
     wide = accumulation_dtype(q1.dtype)
     groups, rows = q1.shape[:2]
     tokens = k1.shape[1]
@@ -128,8 +128,8 @@ def _chunk(
     lse = torch.where(some, alpha + gamma + z.double().log(), -torch.inf).to(wide)
     starts = torch.tensor([j.start, j.start, l.start, l.start], dtype=ranges.dtype, device=ranges.device)
     inside = ranges[g, :, :, r].flatten(1, 2) - starts[:, None]
-    given = Exponentials(e1, e2, between.e12, inside, between.prepared)
-    return Chunk(g, r, between, given, mixed, torch.where(some & certified, z, 1.0), lse, certified)
+    exponentials = Exponentials(e1, e2, between.e12, inside, between.prepared)
+    return Chunk(g, r, between, exponentials, mixed, torch.where(some & certified, z, 1.0), lse, certified)
 
 
 def _widest(ranges: Tensor) -> int:
@@ -137,7 +137,7 @@ def _widest(ranges: Tensor) -> int:
 
 
 def _scaled_exponential(logits: Tensor, ranges: Tensor, keys: slice, wide: torch.dtype) -> tuple[Tensor, Tensor]:
-    """exp(logits - row maximum), zero outside of the ranges (g, 2, rows), and the row maxima."""
+    """exp(logits - row maximum), zero outside the ranges (g, 2, rows), and the row maxima."""
     low, high = ranges[:, 0, :, None], ranges[:, 1, :, None]
     if bool((low > keys.start).any() | (high < keys.stop).any()):
         place = torch.arange(keys.start, keys.stop, device=logits.device)
@@ -148,7 +148,7 @@ def _scaled_exponential(logits: Tensor, ranges: Tensor, keys: slice, wide: torch
 
 
 def normalised(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Values divided by a power of two for each group, so that they are at most 1; the powers (g, 1, 1)."""
+    """Values divided by a power of two per group, so that they are at most 1, and the powers (g, 1, 1)."""
     largest = values.abs().amax((1, 2), keepdim=True)
     exponent = torch.where(largest > 0, torch.frexp(largest).exponent, 0)
     return torch.ldexp(values, -exponent), torch.ldexp(torch.ones_like(largest), exponent)
@@ -157,7 +157,7 @@ def normalised(values: Tensor) -> tuple[Tensor, Tensor]:
 def forward(
     q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Out (G, R, e), lse (G, R), and which rows are certified (G, R); the others hold no meaning."""
+    """Out (G, R, e), lse (G, R), and which rows are certified (G, R); the other rows are undefined."""
     wide = accumulation_dtype(q1.dtype)
     out = q1.new_zeros((*q1.shape[:2], v1.shape[-1]), dtype=wide)
     lse = torch.full(q1.shape[:2], -torch.inf, dtype=wide, device=q1.device)
@@ -189,10 +189,10 @@ def backward(
     ranges: Tensor,
     scale: float,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Gradients of the six tensors through the certified rows, and which rows those are.
+    """Gradients of the six tensors through the certified rows, and the mask of those rows.
 
     With P_ijl the weights and dS = P (sum_c g_ic v1_jc v2_lc - offset_i): da = sum_l dS, dc = sum_j dS, db =
-    sum_i dS, each again a product of E12, or of two chunks' matrices.
+    sum_i dS, each again a matrix product with E12 or of the matrices of a chunk.
     """
     wide = accumulation_dtype(q1.dtype)
     certified = torch.ones(q1.shape[:2], dtype=torch.bool, device=q1.device)

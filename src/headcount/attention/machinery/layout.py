@@ -1,7 +1,7 @@
-"""From (batch, heads, tokens, dim) with shared KV heads to the (groups, rows, dim) that the kernels read.
+"""Converts (batch, heads, tokens, dim) with shared KV heads to the (groups, rows, dim) layout of the kernels.
 
-A *group* is one batch entry and one KV head. The query heads that share it are stacked as further rows, so
-that a kernel never hears of heads, and the gradient of a shared key is summed without a copy.
+A *group* is one batch entry and one KV head. The query heads that share it are stacked as additional rows, so
+kernels do not handle heads, and the gradient of a shared key is summed without a copy.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from headcount.attention.machinery import checks, masks
 
 @dataclass(frozen=True)
 class Layout:
-    """How one call's tensors are folded; made by :func:`prepare`.
+    """The layout of one call's tensors; created by :func:`prepare`.
 
     ranges: (groups, key sets, 2, rows) int32, see :mod:`headcount.attention.machinery.masks`.
-    order: (batch, tokens), keys that are no padding first, or None without padding.
+    order: (batch, tokens), the key order with padding last, or None without padding.
     """
 
     batch: int
@@ -61,7 +61,7 @@ def prepare(
     check_finite: bool,
     sides: int | None = None,
 ) -> Layout:
-    """Check a call and lay it out. ``sides``: key sets that have a window of their own (default: all)."""
+    """Validate a call and compute its layout. ``sides``: number of key sets with separate windows (default: all)."""
     checks.check_common(
         operator,
         {**queries, **keys, **values},

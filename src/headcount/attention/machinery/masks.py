@@ -1,11 +1,11 @@
-"""Masks as ranges: what a query may attend to is one run of keys, once padding is moved to the end.
+"""Masks as ranges: after padding is moved to the end, every query attends to one contiguous range of keys.
 
-Causal, windowed and padded attention all leave, for each query and key set, a *contiguous* range of the keys
-that are no padding. So padded keys are moved behind the others (a stable permutation for each batch entry)
-and every operator receives integers ``[low, high)`` instead of a mask: nothing of the size of the logits is
-ever stored, and work outside of the range is skipped, not masked.
+With causal, windowed and padded attention, each query and key set has a *contiguous* range of allowed non-padding
+keys. So padded keys are moved behind the others (a stable permutation for each batch entry) and every operator
+receives integers ``[low, high)`` instead of a mask: no array of the size of the logits is stored, and work outside
+the range is skipped, not masked.
 
-Queries are the *last* positions of the sequence when there are fewer of them than keys, as in decoding with a
+Queries are the *last* positions of the sequence if there are fewer queries than keys, as in decoding with a
 cache.
 """
 
@@ -20,7 +20,7 @@ from headcount.core.errors import HeadcountError
 
 
 def check_padding(operator: str, padding: Tensor | None, batch: int, tokens: int) -> None:
-    """``key_padding_mask`` is boolean, (batch, tokens), True where the token is padding."""
+    """Check that ``key_padding_mask`` is boolean, (batch, tokens); True marks padding tokens."""
     if padding is None:
         return
     if padding.dtype != torch.bool or tuple(padding.shape) != (batch, tokens):
@@ -31,7 +31,7 @@ def check_padding(operator: str, padding: Tensor | None, batch: int, tokens: int
 
 
 def check_order(operator: str, ordered: bool, queries: int, keys: int) -> None:
-    """Causal and windowed attention need a place in the sequence for every query."""
+    """Check that every query has a position in the sequence, as causal and windowed attention require."""
     if ordered and queries > keys:
         raise HeadcountError(
             f"{operator}: {queries} queries have no place among {keys} keys",
@@ -56,7 +56,7 @@ def position_ranges(
 
 
 def padded_ranges(ranges: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranges among the keys that are no padding, (batch, sides, 2, queries), and the order with those first.
+    """Ranges among the non-padding keys, (batch, sides, 2, queries), and the key order with those first.
 
     The number of real keys before position p is the exclusive running count, so a range [low, high) of
     positions becomes [count(low), count(high)).

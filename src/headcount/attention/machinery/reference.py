@@ -1,9 +1,9 @@
-"""Every operator as its definition, in float64, with explicit sums: slow, large, and obviously right.
+"""Reference implementations: every operator by its definition, in float64, with explicit sums; slow but simple.
 
-The tests hold every other implementation against these. All return float64 and can be differentiated. They
-form all logits at once and refuse more than 2**26 of them. ``positions`` gives the place of each query in the
-sequence; by default queries are its last positions. Masks: ``causal`` allows positions up to the query's,
-``window`` of w the last w of those, ``key_padding_mask`` (batch, tokens) removes the tokens where it is True.
+The tests compare every other implementation with these. All return float64 and are differentiable. They
+materialise all logits and reject more than 2**26 of them. ``positions`` gives the position of each query in the
+sequence; by default queries are the last positions. Masks: ``causal`` allows positions up to the query's,
+``window`` w the last w of those, ``key_padding_mask`` (batch, tokens) excludes the tokens where it is True.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _allowed(
     positions: Tensor | None,
     device: torch.device,
 ) -> Tensor:
-    """(batch or 1, queries, keys): may query i use key j?"""
+    """(batch or 1, queries, keys): whether query i may use key j."""
     place = torch.arange(keys - queries, keys, device=device) if positions is None else positions
     distance = place[:, None] - torch.arange(keys, device=device)[None, :]
     mask = torch.ones_like(distance, dtype=torch.bool)
@@ -177,7 +177,7 @@ def triangular(
     window: int | None = None,
     key_padding_mask: Bool[Tensor, "batch tokens"] | None = None,
 ) -> Float64[Tensor, "batch heads tokens tokens v_dim"]:
-    """``out_ij = sum_l softmax_l(scale <q_il, k_lj>) v1_il * v2_lj``; the pair's place is max(i, j)."""
+    """``out_ij = sum_l softmax_l(scale <q_il, k_lj>) v1_il * v2_lj``; the position of a pair is max(i, j)."""
     batch, heads, tokens, _, dim = q.shape
     _check("triangular", (batch, heads, tokens, tokens, tokens))
     logits = torch.einsum("bhilc,bhljc->bhijl", q.double(), _heads(k, heads))
@@ -185,7 +185,7 @@ def triangular(
     place = torch.arange(tokens, device=q.device)
     pair_place = torch.maximum(place[:, None], place[None, :]).flatten()
     allowed = _allowed(tokens**2, tokens, causal, window, key_padding_mask, pair_place, q.device)
-    # The pairs are the queries of `weighted_sum`; a pair's values depend on it, so they are summed here.
+    # Pairs act as queries, but their values depend on the pair, so `weighted_sum` does not apply.
     weights = _weights(logits.flatten(2, 3), allowed).unflatten(2, (tokens, tokens))
     return torch.einsum("bhijl,bhilc,bhljc->bhijc", weights, _heads(v1, heads), _heads(v2, heads))
 
@@ -204,9 +204,8 @@ def tree(
 ) -> Float64[Tensor, "batch heads queries v_dim"]:
     """``out_i = sum_T softmax_T(scale sum_s <k_p(s)[T_p(s)], k_s[T_s]>) prod_s v_s[T_s]``, k_0 = q, T_0 = i.
 
-    Node s = 1, 2, .. hangs on node ``parents[s - 1]`` < s; node 0 is the query. Causal and window hold along
-    the
-    edges: a node's token is no later than its parent's, and among the last w up to it.
+    Node s = 1, 2, .. is a child of node ``parents[s - 1]`` < s; node 0 is the query. Causal and window apply along
+    the edges: a node's token is no later than its parent's, and among the last w up to it.
     """
     batch, heads, queries, dim = q.shape
     tokens = ks[0].shape[2]
@@ -232,7 +231,7 @@ def tree(
 
 
 def _weights(logits: Tensor, allowed: Tensor) -> Tensor:
-    """Softmax over the last axis where allowed (batch or 1, queries, keys); zeros where nothing is."""
+    """Softmax over the last axis where allowed (batch or 1, queries, keys); zeros if nothing is allowed."""
     mask = allowed[:, None].expand_as(logits)
     some = mask.any(-1, keepdim=True)
     return torch.where(mask, logits, torch.where(some, -torch.inf, 0.0)).softmax(-1) * some

@@ -1,8 +1,8 @@
-"""Strassen attention for the rows that the factorised path cannot certify: log-sum-exp over all their pairs.
+"""Strassen attention for rows that the factorised path cannot certify, by log-sum-exp over all their pairs.
 
-The three parts of the logit are computed in float64 and added before the maximum goes, so logits of any size
-are right; the exponentials, of numbers at most 0, are in the accumulation dtype. Costs O(N^2) exponentials a
-row.
+The three parts of the logit are computed in float64 and added before the maximum is subtracted, so the result is
+accurate for logits of any size; the exponentials, of numbers at most 0, are in the accumulation dtype. The cost is
+O(N^2) exponentials per row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TILE_LOGITS = 2**18
 def _parts(
     rows: Tensor, q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, ranges: Tensor, scale: float
 ) -> Iterator[tuple[int, int, slice, slice, Tensor, Tensor, Tensor]]:
-    """(group, row, j, l, a_j, b_jl, c_l) for every row that ``rows`` (G, R) marks and that has a pair."""
+    """(group, row, j, l, a_j, b_jl, c_l) for every row that is marked in ``rows`` (G, R) and has a pair."""
     for group in torch.nonzero(rows.any(1)).flatten().tolist():
         key1, key2 = k1[group].double() * scale, k2[group].double()
         between = key1 @ key2.mT
@@ -33,7 +33,7 @@ def _parts(
 
 
 def _tiles(a: Tensor, b: Tensor, c: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Runs of j and the float64 logits (j, l) on each."""
+    """Ranges of j and the float64 logits (j, l) of each."""
     step = max(1, TILE_LOGITS // c.shape[0])
     for start in range(0, a.shape[0], step):
         run = slice(start, min(start + step, a.shape[0]))
@@ -86,7 +86,7 @@ def backward(
     ranges: Tensor,
     scale: float,
 ) -> None:
-    """Add the marked rows' part to the gradients (dq1, dq2, dk1, dk2, dv1, dv2)."""
+    """Add the contribution of the marked rows to the gradients (dq1, dq2, dk1, dk2, dv1, dv2)."""
     if not bool(rows.any()):
         return
     wide = accumulation_dtype(q1.dtype)
@@ -99,8 +99,8 @@ def backward(
         )
         grad = grad_out[group, row].to(wide)
         offset = (grad * out[group, row].to(wide)).sum() - grad_lse[group, row].to(wide)
-        # lse is rounded to the accumulation dtype, whose last digit is too coarse for logits of size 1e4:
-        # the maximum and the sum are found again.
+        # lse is rounded to the accumulation dtype, which is too coarse for logits of size 1e4, so the maximum
+        # and the sum are recomputed.
         top = torch.stack([logits.amax() for _, logits in _tiles(a, b, c)]).amax()
         total = sum((logits - top).exp_().sum() for _, logits in _tiles(a, b, c))
         dc = torch.zeros_like(key2[:, 0])

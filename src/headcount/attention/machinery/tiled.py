@@ -1,13 +1,13 @@
-"""Order-s attention in plain torch, forward and backward, without ever holding the logits: any device, any s.
+"""Order-s attention in plain torch, forward and backward, without storing all logits; for any device and any s.
 
 ``out_i = sum_T softmax_T(scale sum_c q_ic prod_s k_s[T_s, c]) prod_s v_s[T_s]`` with T over tuples of s - 1
 keys.
 
-A *tile* is a few rows, a few tuples of the leading keys (all sets but the last) and a run of the last set's
-keys. With the products of the leading keys as rows, a tile's logits are one matrix product with the last
-keys, and its contribution another with the last values. The softmax is merged over tiles online; the backward
+A *tile* consists of some rows, some tuples of the leading keys (all sets but the last) and a range of the last
+set's keys. With the products of the leading keys as rows, a tile's logits are one matrix product with the last
+keys, and its contribution is another with the last values. Tiles are merged by online softmax; the backward
 recomputes each tile from the saved log-sum-exp. Pairwise attention is the case without leading keys, third
-order the one with a single leading set.
+order the case with a single leading set.
 
 Shapes: G groups, R rows, n_s tokens of set s, T leading tuples, L last keys, d and e the dims of keys and
 values.
@@ -26,10 +26,10 @@ from torch import Tensor
 from headcount.attention.machinery.autograd import accumulation_dtype
 
 TILE_LOGITS = 2**18
-"""Logits of one tile: 1 MiB in float32, about what a core's second-level cache holds."""
+"""Logits of one tile: 1 MiB in float32, about the size of a core's second-level cache."""
 
 MASKED_ROWS = 16
-"""Rows of a tile where their ranges differ: a tile spans the union of them."""
+"""Maximum number of rows per tile if their ranges differ, since a tile spans the union of the ranges."""
 
 
 def forward(
@@ -83,12 +83,12 @@ def backward(
     With P the weights and dP_T = <grad_out_i, prod_s v_s[T_s]>, the logits' gradient is
     dS = P (dP - <grad_out_i, out_i> + grad_lse_i).
     """
-    given = [tensor.dtype for tensor in (q, *ks, *vs)]
+    dtypes = [tensor.dtype for tensor in (q, *ks, *vs)]
     wide = accumulation_dtype(q.dtype)
     q, ks, vs = q.to(wide), [k.to(wide) for k in ks], [v.to(wide) for v in vs]
     grad = grad_out.to(wide)
     offset = (grad * out.to(wide)).sum(-1) - grad_lse.to(wide)
-    # An empty row has lse = -inf and no weights; any finite number in its place gives it zero gradients.
+    # An empty row has lse = -inf and no weights; replacing lse by any finite number gives zero gradients.
     lse = torch.where(lse == -torch.inf, 0.0, lse)
     dq = torch.zeros_like(q)
     dks, dvs = [torch.zeros_like(k) for k in ks], [torch.zeros_like(v) for v in vs]
@@ -118,18 +118,18 @@ def backward(
             mixed = (weights @ vs[-1][last]).unflatten(1, d_logits.shape[1:3])
             tile.add_lead(dks, ks, (d_left * q[g, r, None, :]).sum(1))
             tile.add_lead(dvs, vs, (mixed * grad[g, r, None, :]).sum(1))
-    found_bias = None if dbias is None or bias is None else dbias.to(bias.dtype)
+    bias_gradient = None if dbias is None or bias is None else dbias.to(bias.dtype)
     return (
-        dq.to(given[0]),
-        [dk.to(dtype) for dk, dtype in zip(dks, given[1:], strict=False)],
-        [dv.to(dtype) for dv, dtype in zip(dvs, given[1 + len(dks) :], strict=True)],
-        found_bias,
+        dq.to(dtypes[0]),
+        [dk.to(dtype) for dk, dtype in zip(dks, dtypes[1:], strict=False)],
+        [dv.to(dtype) for dv, dtype in zip(dvs, dtypes[1 + len(dks) :], strict=True)],
+        bias_gradient,
     )
 
 
 @dataclass
 class _Block:
-    """A few rows of a few groups, all of whose tiles share one softmax state."""
+    """Some rows of some groups, whose tiles share one softmax state."""
 
     g: slice
     r: slice
@@ -139,7 +139,7 @@ class _Block:
     lead_tuples: int
     last_keys: int
     uniform: bool
-    """Do all rows have the same ranges?"""
+    """Whether all rows have the same ranges."""
 
     @property
     def groups(self) -> int:
@@ -150,7 +150,7 @@ class _Block:
         return int(self.r.stop - self.r.start)
 
     def tiles(self) -> Iterator[_Tile]:
-        """Every tile that holds an allowed tuple, leading tuples outermost."""
+        """Every tile that contains an allowed tuple; the outer loop is over leading tuples."""
         spans = self.high - self.low
         if (spans <= 0).any():
             return
@@ -161,7 +161,7 @@ class _Block:
                 yield _Tile(self, lead, slice(first, min(first + self.last_keys, int(self.high[-1]))))
 
     def _lead(self, start: int, stop: int) -> list[slice | Tensor]:
-        """Tokens of each leading set in tuples start..stop: a run of tokens for one set, else lists."""
+        """Tokens of each leading set in tuples start..stop: a slice if there is one set, else index tensors."""
         if len(self.low) == 1:
             return []
         if len(self.low) == 2:
@@ -183,7 +183,7 @@ class _Tile:
         return self.block.g, self.last
 
     def lead_product(self, sets: Sequence[Tensor], skip: int | None = None) -> Tensor | None:
-        """prod_s sets[s][T_s] over the leading sets but ``skip``: (groups, T, dim); None without any."""
+        """prod_s sets[s][T_s] over the leading sets except ``skip``: (groups, T, dim); None if there are none."""
         result = None
         for index, (tensor, tokens) in enumerate(zip(sets, self.lead, strict=False)):
             if index != skip:
@@ -198,7 +198,7 @@ class _Tile:
         return rows if lead is None else (rows[:, :, None] * lead[:, None]).flatten(1, 2)
 
     def logits(self, scaled: Tensor, ks: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-        """(groups, rows, T, L), -inf where a row's ranges leave a key out."""
+        """(groups, rows, T, L), -inf where a key is outside a row's ranges."""
         block = self.block
         last = self.last_index
         logits: Tensor = (self.left(scaled, ks) @ ks[-1][last].mT).unflatten(1, (block.rows, -1))
@@ -208,7 +208,7 @@ class _Tile:
         return logits if outside is None else logits.masked_fill_(outside, -torch.inf)
 
     def _outside(self) -> Tensor | None:
-        """Where the union of the rows' ranges exceeds a row's own; None when it nowhere does."""
+        """Mask of the keys in the union of the rows' ranges but outside a row's range; None if there are none."""
         block = self.block
         if block.uniform:
             return None
@@ -226,7 +226,7 @@ class _Tile:
         return result
 
     def add_lead(self, into: Sequence[Tensor], sets: Sequence[Tensor], grad: Tensor) -> None:
-        """Spread the gradient of the leading product, (groups, T, dim), over the leading sets."""
+        """Distribute the gradient of the leading product, (groups, T, dim), to the leading sets."""
         for index, tokens in enumerate(self.lead):
             others = self.lead_product(sets, skip=index)
             part = grad if others is None else grad * others
@@ -237,7 +237,7 @@ class _Tile:
 
 
 def _blocks(q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], ranges: Tensor) -> Iterator[_Block]:
-    """Cut rows and groups so that a tile holds about TILE_LOGITS logits, and its products of dims no more."""
+    """Split rows and groups so that a tile has about TILE_LOGITS logits and its other products are no larger."""
     groups, rows = q.shape[:2]
     bounds = ranges.cpu().numpy()  # (groups, sides, 2, rows)
     widest = (bounds[:, :, 1] - bounds[:, :, 0]).max(axis=(0, 2)).clip(min=1)
@@ -253,7 +253,7 @@ def _blocks(q: Tensor, ks: Sequence[Tensor], vs: Sequence[Tensor], ranges: Tenso
         for r in range(0, rows, row_step):
             g_slice, r_slice = slice(g, min(g + group_step, groups)), slice(r, min(r + row_step, rows))
             part = bounds[g_slice, :, :, r_slice]
-            # Rows with an empty range on any side attend to nothing, so they do not widen the union.
+            # Rows with an empty range in any key set attend to nothing, so they are excluded from the union.
             empty = (part[:, :, 1] <= part[:, :, 0]).any(axis=1, keepdims=True)
             low = np.where(empty, np.iinfo(np.int32).max, part[:, :, 0]).min(axis=(0, 2))
             high = np.where(empty, 0, part[:, :, 1]).max(axis=(0, 2))

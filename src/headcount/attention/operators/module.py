@@ -1,4 +1,4 @@
-"""Any of the operators as a self-attention layer that takes the place of ``torch.nn.MultiheadAttention``."""
+"""A self-attention layer for any of the operators, as a replacement for ``torch.nn.MultiheadAttention``."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ KINDS = ("pairwise", "third_order", "order_s", "strassen", "triangular", "tree")
 
 
 class SelfAttention(nn.Module):
-    """Projections to the streams of an operator, the operator, and a projection back to ``embed_dim``.
+    """Projections to the inputs of an operator, the operator, and a projection back to ``embed_dim``.
 
-    Called as ``nn.MultiheadAttention(batch_first=True)`` is, it returns ``(output, None)``, so it can replace
+    It is called like ``nn.MultiheadAttention(batch_first=True)`` and returns ``(output, None)``, so it can replace
     the ``self_attn`` of ``nn.TransformerEncoderLayer``. Input (batch, tokens, embed_dim), for ``triangular``
     (batch, tokens, tokens, embed_dim).
 
     kind: one of pairwise, third_order, order_s (with ``order``), strassen, triangular, tree (with
     ``parents``).
-    kv_heads: fewer than ``num_heads`` share keys and values. head_dim: of queries and keys, ``embed_dim /
-    num_heads`` when None; v_dim: of values, ``head_dim`` when None. scale, causal, window: as for the
+    kv_heads: if fewer than ``num_heads``, query heads share keys and values. head_dim: dim of queries and keys,
+    ``embed_dim / num_heads`` if None; v_dim: dim of values, ``head_dim`` if None. scale, causal, window: as for the
     operators.
 
-    Raises HeadcountError for sizes that do not fit together, and in ``forward`` for what the operators do not
-    offer: cross attention, attention weights, and masks other than causal and padding.
+    Raises HeadcountError for inconsistent sizes, and in ``forward`` for features that the operators do not
+    support: cross attention, attention weights, and masks other than causal and padding.
 
     >>> import torch
     >>> layer = SelfAttention(8, num_heads=2, kind="third_order", causal=True)
@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
     torch.Size([1, 5, 8])
     """
 
-    # nn.TransformerEncoderLayer looks at these two before it decides not to take its fused path.
+    # nn.TransformerEncoderLayer reads these two before it decides not to use its fused path.
     batch_first = True
     in_proj_bias = None
 
@@ -101,7 +101,7 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(num_heads * self.v_dim, embed_dim, **made)
 
     def _streams(self) -> tuple[int, int, int]:
-        """How many query, key and value tensors the operator takes."""
+        """Numbers of query, key and value tensors of the operator."""
         if self.kind == "order_s":
             assert self.order is not None
             return 1, self.order - 1, self.order - 1
@@ -126,7 +126,7 @@ class SelfAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Float[Tensor, "batch *tokens embed_dim"], None]:
-        """Attend; ``attn_mask`` may only repeat ``is_causal=True``, as nn.MultiheadAttention wants it."""
+        """Apply attention; ``attn_mask`` requires ``is_causal=True``, as in nn.MultiheadAttention."""
         if any(other is not None and other is not query for other in (key, value)):
             raise HeadcountError("SelfAttention: key or value is not the query", fix="pass the same tensor for all")
         if need_weights:
@@ -165,19 +165,19 @@ class SelfAttention(nn.Module):
 
     @staticmethod
     def _split(projected: Tensor, streams: int, heads: int) -> list[Tensor]:
-        """(batch, tokens.., streams * heads * dim) -> one (batch, heads, tokens.., dim) for each stream."""
+        """(batch, tokens.., streams * heads * dim) -> one (batch, heads, tokens.., dim) per stream."""
         parts = projected.unflatten(-1, (streams, heads, -1)).movedim(-2, 1)
         return list(parts.unbind(-2))
 
     def extra_repr(self) -> str:
-        """What printing the layer shows."""
+        """The text shown when the layer is printed."""
         shown = [f"{self.embed_dim}, num_heads={self.num_heads}, kind={self.kind}, kv_heads={self.kv_heads}"]
         shown += [f"head_dim={self.head_dim}, v_dim={self.v_dim}, causal={self.causal}, window={self.window}"]
         return ", ".join(shown)
 
 
 def _as_bool(mask: Tensor | None) -> Tensor | None:
-    """nn.TransformerEncoderLayer turns a boolean padding mask into one of 0 and -inf; turn it back."""
+    """Undo the conversion of a boolean padding mask to 0 and -inf by nn.TransformerEncoderLayer."""
     if mask is None or mask.dtype == torch.bool:
         return mask
     if not torch.compiler.is_compiling() and bool(((mask != 0) & ~mask.isneginf()).any()):

@@ -1,4 +1,4 @@
-"""Attention of order s: a query and s - 1 keys meet in one product. For s up to 5: the work is N^s."""
+"""Attention of order s: logits are products of a query and s - 1 keys. For s up to 5, since the work is N^s."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def order_s(
     """Order-s attention for s = len(ks) + 1 from 2 to 5.
 
     ``out_i = sum_T softmax_T(scale sum_c q_ic prod_s ks[s][T_s, c]) prod_s vs[s][T_s]``, T over the tuples of
-    s - 1 keys (Sanford, Hsu, Telgarsky 2023, section 5). O(N^s dim) work, O(N dim) memory. s = 2 is
-    :func:`pairwise`, s = 3 :func:`third_order`, and they are what runs then.
+    s - 1 keys (Sanford, Hsu, Telgarsky 2023, section 5). O(N^s dim) work, O(N dim) memory. For
+    s = 2 and s = 3 it calls :func:`pairwise` and :func:`third_order`.
 
-    scale: 1/sqrt(dim) when None. causal: a query uses positions up to its own. window: s - 1 lengths, the
+    scale: 1/sqrt(dim) if None. causal: a query uses positions up to its own. window: s - 1 lengths, the
     last w_s positions for key set s; implies causal. key_padding_mask: True where a token is padding. Queries
     are the last positions when there are fewer of them than keys. A query with nothing to attend to gives
     zeros.

@@ -1,9 +1,9 @@
-"""Ordinary softmax attention: PyTorch's fused kernel where it is right, our own where it is not.
+"""Ordinary softmax attention: PyTorch's fused kernel where it is suitable, headcount's implementation elsewhere.
 
-Own tiles: windows, padding, key biases. Own kernel: few queries with many keys, as in decoding, where
-PyTorch's is up to nine times slower than two products in bfloat16. PyTorch's CPU kernel has no second
-derivative and leaves its fast path when keys and values differ in dim; here it runs inside an operator that
-has the one, on dims padded with zeros (which change no logit and no value).
+The tiled implementation handles windows, padding and key biases. The compiled kernel handles few queries with many
+keys, as in decoding, where PyTorch's kernel is up to nine times slower than two products in bfloat16. PyTorch's CPU
+kernel has no second derivative and leaves its fast path if keys and values differ in dim; here it runs inside an
+operator with a second derivative, on dims padded with zeros (which change no logit and no value).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
 FEW_ROWS = 16
-"""Up to this many queries a KV head, reading the keys costs more than multiplying them."""
+"""Up to this many queries per KV head, reading the keys costs more than multiplying them."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def _fused_mask(q: Tensor, k: Tensor, ranges: Tensor) -> str | None:
-    """What PyTorch's CPU kernel must be told to see these ranges: "full", "causal", or None if it cannot."""
+    """The mask of PyTorch's CPU kernel that equals these ranges: "full", "causal", or None if neither does."""
     if q.device.type != "cpu":
         return None
     rows, tokens = q.shape[1], k.shape[1]
@@ -51,10 +51,10 @@ def _widen(tensor: Tensor, dim: int) -> Tensor:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, ranges: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    found = native.pairwise_forward(q, k, v, ranges, scale) if q.shape[1] <= FEW_ROWS else None
-    build.note("pairwise", "torch" if found is None else "compiled")
-    if found is not None:
-        return found
+    result = native.pairwise_forward(q, k, v, ranges, scale) if q.shape[1] <= FEW_ROWS else None
+    build.note("pairwise", "torch" if result is None else "compiled")
+    if result is not None:
+        return result
     mask = _fused_mask(q, k, ranges)
     if mask is None:
         return tiled.forward(q, [k], [v], None, ranges, scale)
@@ -75,7 +75,7 @@ def _backward(
     scale: float,
 ) -> tuple[Tensor, ...]:
     mask = _fused_mask(q, k, ranges)
-    if mask is None or bool(grad_lse.any()):  # the fused kernel knows no gradient of the log-sum-exp
+    if mask is None or bool(grad_lse.any()):  # the fused kernel does not support a gradient of the log-sum-exp
         dq, dks, dvs, _ = tiled.backward(grad_out, grad_lse, q, [k], [v], None, out, lse, ranges, scale)
         return dq, dks[0], dvs[0]
     dim = max(q.shape[-1], v.shape[-1])
@@ -134,7 +134,7 @@ biased = operator(
     explicit=_explicit,
     logits=_count_logits,
 )
-"""``biased(q, k, bias, v, ranges, scale) -> (out, lse)``: a bias on each key; a step of tree attention."""
+"""``biased(q, k, bias, v, ranges, scale) -> (out, lse)``: with a bias on each key; one step of tree attention."""
 
 
 def pairwise(
@@ -181,8 +181,8 @@ def pairwise(
     if plain and q.device.type != "cpu":
         return on_accelerator(q, k, v, layout.scale, causal)
     if plain and causal and q.shape[1] != k.shape[1]:
-        # The fused kernel wants one square of rows and keys a head, so each query head gets a copy of its
-        # keys.
+        # The fused kernel requires equal numbers of rows and keys per head, so each query head gets a copy of
+        # its keys.
         shared = q.shape[1] // k.shape[1]
         return pairwise(
             q, k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1), scale=layout.scale, causal=True
@@ -192,5 +192,5 @@ def pairwise(
 
 
 def on_accelerator(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
-    """PyTorch's own dispatch, which picks the fused kernel of the device."""
+    """PyTorch's dispatch, which selects the fused kernel of the device."""
     return scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])

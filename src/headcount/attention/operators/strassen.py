@@ -1,4 +1,4 @@
-"""Strassen attention: logits that are sums over the edges of a triangle, so that exponentials factorise."""
+"""Strassen attention: logits are sums over the edges of a triangle, so the exponentials factorise."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def strassen(
     dropout_p: float = 0.0,
     check_finite: bool = False,
 ) -> Float[Tensor, "batch heads queries v_dim"]:
-    """Strassen attention (Kozachinskiy et al. 2025, arXiv 2501.19215), for any size of the logits.
+    """Strassen attention (Kozachinskiy et al. 2025, arXiv 2501.19215), for logits of any size.
 
     ``out_i = sum_jl softmax_jl(scale (<q1_i,k1_j> + <k1_j,k2_l> + <k2_l,q2_i>)) v1_j * v2_l``. The
     exponential factorises, so the sums are products of N x N matrices: 2 N^3 v_dim operations and O(N^2)
-    exponentials. Rows whose factors are certified not to have underflowed are computed so; the others by an
-    exact log-sum-exp over their pairs, with O(N^2) exponentials each (:mod:`headcount.attention.machinery.factorised`
-    gives the certificate and its proof).
+    exponentials. Rows whose factors are certified not to have underflowed are computed this way; the others by
+    an exact log-sum-exp over their pairs, with O(N^2) exponentials each
+    (:mod:`headcount.attention.machinery.factorised` gives the certificate and its proof).
 
     scale: 1/sqrt(dim) when None. causal: a query uses positions up to its own on both sides. window: (w1,
     w2), the last w1 positions for k1 and the last w2 for k2; implies causal. key_padding_mask: True where a

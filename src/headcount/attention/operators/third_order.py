@@ -1,4 +1,4 @@
-"""Third-order (trilinear, also "2-simplicial") attention: a query meets pairs of keys."""
+"""Third-order (trilinear, also "2-simplicial") attention: a query attends to pairs of keys."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def _forward(
     q: Tensor, k1: Tensor, k2: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    found = native.third_order_forward(q, k1, k2, v1, v2, ranges, scale)
-    build.note("third_order", "torch" if found is None else "compiled")
-    return found or tiled.forward(q, [k1, k2], [v1, v2], None, ranges, scale)
+    result = native.third_order_forward(q, k1, k2, v1, v2, ranges, scale)
+    build.note("third_order", "torch" if result is None else "compiled")
+    return result or tiled.forward(q, [k1, k2], [v1, v2], None, ranges, scale)
 
 
 def _backward(
@@ -38,10 +38,10 @@ def _backward(
     ranges: Tensor,
     scale: float,
 ) -> tuple[Tensor, ...]:
-    found = native.third_order_backward(grad_out, grad_lse, q, k1, k2, v1, v2, out, lse, ranges, scale)
-    build.note("third_order backward", "torch" if found is None else "compiled")
-    if found is not None:
-        return found
+    result = native.third_order_backward(grad_out, grad_lse, q, k1, k2, v1, v2, out, lse, ranges, scale)
+    build.note("third_order backward", "torch" if result is None else "compiled")
+    if result is not None:
+        return result
     dq, dks, dvs, _ = tiled.backward(grad_out, grad_lse, q, [k1, k2], [v1, v2], None, out, lse, ranges, scale)
     return dq, *dks, *dvs
 

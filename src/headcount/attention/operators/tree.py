@@ -1,4 +1,4 @@
-"""Tree (poly) attention: logits that are sums along the edges of a tree, exact by messages in O(N^2)."""
+"""Tree (poly) attention: logits are sums over the edges of a tree; computed exactly by message passing in O(N^2)."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def tree(
     dropout_p: float = 0.0,
     check_finite: bool = False,
 ) -> Float[Tensor, "batch heads queries v_dim"]:
-    """Attention over tuples whose logit is a sum along a tree's edges (poly-attention, arXiv 2602.02422).
+    """Attention over tuples whose logit is a sum over the edges of a tree (poly-attention, arXiv 2602.02422).
 
-    Node 0 is the query, node s = 1, 2, .. hangs on node p(s) = ``parents[s - 1]`` < s and ranges over all
+    Node 0 is the query; node s = 1, 2, .. is a child of node p(s) = ``parents[s - 1]`` < s and ranges over all
     tokens T_s:
 
         out_i = sum_T softmax_T(scale sum_s <k_p(s)[T_p(s)], k_s[T_s]>) prod_s v_s[T_s],   k_0 = q, T_0 = i.
 
-    The softmax factorises along the edges. A node's message to its parent's token is ordinary attention over
-    its own tokens, whose keys carry as a bias the log-sum-exps of the messages from below and whose values
-    are multiplied by those messages; only log-sum-exps and averages are passed, so nothing overflows. O(N^2
-    dim) work for each edge.
+    The softmax factorises over the edges. A node's message to its parent is ordinary attention over the node's
+    tokens, where the log-sum-exps of the messages from its children are added to the logits as a key bias and the
+    values are multiplied by those messages; only log-sum-exps and averages are passed, so nothing overflows.
+    O(N^2 dim) work per edge.
 
     parents [0, 0]: two independent attentions, multiplied. [0, 1]: a chain, function composition. scale:
-    1/sqrt(dim) when None, on every edge. causal, window (one length for each node): along the edges, a node's
+    1/sqrt(dim) if None, on every edge. causal, window (one length per node): along the edges, a node's
     token is no later than its parent's and among the last w up to it. key_padding_mask: True where a token is
     padding. Queries are the last positions when there are fewer of them than keys. A query with nothing to
     attend to gives zeros.
 
-    Raises HeadcountError for parents that make no tree, for shapes, dtypes or windows that do not fit, and
+    Raises HeadcountError for parents that do not form a tree, for shapes, dtypes or windows that do not fit, and
     for dropout_p other than 0.
 
     >>> import torch
@@ -79,7 +79,7 @@ def tree(
         check_finite=check_finite,
         **options,
     )
-    # Edges between keys: the queries are the parent's keys, at every position.
+    # Edges between keys: the queries are the keys of the parent, at every position.
     from_key = prepare(
         "tree",
         {"key": ks[0]},

@@ -1,4 +1,4 @@
-"""Triangular attention (edge transformers): states are pairs of tokens; a pair attends to its paths."""
+"""Triangular attention (edge transformers): states belong to pairs of tokens; a pair attends to its paths."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ TILE_LOGITS = 2**19
 
 
 def _mask(ranges: Tensor, tokens: int, rows: slice) -> Tensor | None:
-    """(groups, rows, columns, middles), True where the middle token is not allowed; None when all are.
+    """(groups, rows, columns, middles), True where the middle token is not allowed; None if all are allowed.
 
-    ranges: (groups, 1, 2, tokens), by the place of the pair, max(i, j).
+    ranges: (groups, 1, 2, tokens), indexed by the position of the pair, max(i, j).
     """
     low, high = ranges[:, 0, 0], ranges[:, 0, 1]
     if not bool((low > 0).any()) and bool((high == tokens).all()):
@@ -56,7 +56,7 @@ def _forward(q: Tensor, k: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor, scale
     out = q.new_empty((*q.shape[:3], v1.shape[-1]), dtype=wide)
     lse = torch.empty(q.shape[:3], dtype=wide, device=q.device)
     q, k, v1 = q.to(wide), k.to(wide), v1.to(wide)
-    by_column = v2.to(wide).transpose(1, 2).contiguous()  # what one pair reads lies together: 2.5 times faster
+    by_column = v2.to(wide).transpose(1, 2).contiguous()  # contiguous reads for each pair: 2.5 times faster
     for g, rows in _steps(q):
         logits = _logits(q[g], k[g], ranges[g], scale, rows)
         top = logits.amax(-1, keepdim=True)
@@ -86,7 +86,7 @@ def _backward(
     ranges: Tensor,
     scale: float,
 ) -> tuple[Tensor, ...]:
-    given, wide = q.dtype, accumulation_dtype(q.dtype)
+    dtype, wide = q.dtype, accumulation_dtype(q.dtype)
     q, k, v1, v2 = q.to(wide), k.to(wide), v1.to(wide), v2.to(wide)
     grad = grad_out.to(wide)
     offset = (grad * out.to(wide)).sum(-1) - grad_lse.to(wide)
@@ -109,7 +109,7 @@ def _backward(
         d_by_middle = d_logits.permute(0, 3, 1, 2) * scale  # (groups, middles, rows, columns)
         dq[g, rows] = (d_by_middle @ k[g]).transpose(1, 2)
         dk[g] += d_by_middle.mT @ q[g, rows].transpose(1, 2)
-    return dq.to(given), dk.to(given), dv1.to(given), dv2.to(given)
+    return dq.to(dtype), dk.to(dtype), dv1.to(dtype), dv2.to(dtype)
 
 
 def _explicit(q: Tensor, k: Tensor, v1: Tensor, v2: Tensor, ranges: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -153,11 +153,11 @@ def triangular(
     """Triangular attention over pairs, ``out_ij = sum_l softmax_l(scale <q_il, k_lj>) v1_il * v2_lj``.
 
     Bergen, O'Donnell, Bahdanau 2021 (edge transformers). Tensors are (batch, heads, tokens, tokens, dim).
-    O(N^3 dim) work, O(N^2 dim) memory, as the states themselves.
+    O(N^3 dim) work, O(N^2 dim) memory, the size of the states.
 
-    scale: 1/sqrt(dim) when None. A pair's place is max(i, j), the later of its tokens. causal: the middle
-    token l is no later than that place. window: among the last w up to it; implies causal. key_padding_mask:
-    (batch, tokens), True for tokens that may not be in the middle. A pair with nothing to attend to gives
+    scale: 1/sqrt(dim) when None. A pair's position is max(i, j), the later of its tokens. causal: the middle
+    token l is no later than it. window: among the last w up to it; implies causal. key_padding_mask:
+    (batch, tokens), True for tokens that may not be the middle token. A pair with nothing to attend to gives
     zeros.
 
     Raises HeadcountError for shapes, dtypes or a window that do not fit, and for dropout_p other than 0.
@@ -175,7 +175,7 @@ def triangular(
         dropout_p=dropout_p,
         check_finite=check_finite,
     )
-    # The pair of tokens counts as one position for the comparison of shapes.
+    # A pair of tokens counts as one position in the shape checks.
     checks.check_streams(
         "triangular",
         {"q": q.flatten(2, 3)},
@@ -197,7 +197,7 @@ def triangular(
         ranges = ranges.expand(batch, *ranges.shape)
     else:
         ranges, order = masks.padded_ranges(ranges, key_padding_mask)
-        # The middle token is the second of q's and v1's pair, the first of k's and v2's.
+        # The middle token is the second token of the pairs of q and v1 and the first of those of k and v2.
         q, v1 = (_reorder(tensor, order, 3) for tensor in (q, v1))
         k, v2 = (_reorder(tensor, order, 2) for tensor in (k, v2))
     shared = heads // k.shape[1]

@@ -1,4 +1,4 @@
-"""What a head of small dimension cannot attend to: the rank of its logits."""
+"""Attention matrices that a head of small dimension cannot represent: the rank of the logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triple matching by layers of ordinary attention: set disjointness has to pass through the softmax sums."""
+"""Triple matching with ordinary attention: set disjointness must be communicated through the softmax sums."""
 
 from __future__ import annotations
 

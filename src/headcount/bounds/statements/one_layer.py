@@ -1,4 +1,4 @@
-"""What one layer of attention cannot do without growing with the sequence: induction and composition."""
+"""Tasks for which one attention layer must grow with the sequence length: induction and composition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sparse averaging with p-bit embeddings: the query token must carry its whole subset through m*p bits."""
+"""Sparse averaging with p-bit embeddings: the query token must encode its whole subset in m*p bits."""
 
 from __future__ import annotations
 

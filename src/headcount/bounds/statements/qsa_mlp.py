@@ -1,4 +1,4 @@
-"""Sparse averaging by a fully connected net on vec(X): its first layer must have full rank on z."""
+"""Sparse averaging with a fully connected net on vec(X): its first layer must have full rank on z."""
 
 from __future__ import annotations
 

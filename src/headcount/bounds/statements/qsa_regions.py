@@ -1,4 +1,4 @@
-"""Sparse averaging with keys that depend on the position only: any precision, yet the dimension is bounded.
+"""Sparse averaging with keys that depend only on the position: a dimension bound for any precision.
 
 Both bounds share one lemma. Let token i have the subset y, one head, keys k_j of the position j alone, a
 query w that depends on (y, i) but not on z, values v_j = A z_j + b_j with one matrix A, weights a_j =
@@ -9,12 +9,12 @@ with L(z) = sum_j (a_j A - [j in y]/q) z_j and b constant; it is at most eps at 
 eps. Put z_j = e, a unit vector, at one j and 0 elsewhere: |a_j A e| >= 1/q - eps > 1/(2q) for j in y, and
 |a_j A e| <= eps < 1/(2q) for j not in y. The common factor |A e| is positive and drops out.
 
-What the lemma needs, and where a looser statement would be wrong:
+The assumptions of the lemma, and how the bounds change without them:
 
-- If the query may read z_i, token i's own weight escapes (it may serve as a sink while z_i = 0): then only
-  the N-1 other keys and the subsets without i count. Read N-1 for N in both bounds.
-- If the matrix A may differ from position to position, it adds a constant to each logit, which is one more
-  dimension of the queries: subtract 1 from the dimension that queries and keys need.
+- If the query may depend on z_i, the lemma does not constrain the weight of token i itself (the token can act as a
+  sink while z_i = 0): only the N-1 other keys and the subsets without i count. Replace N by N-1 in both bounds.
+- If the matrix A may vary with the position, it adds a constant to each logit, which amounts to one extra query
+  dimension: subtract 1 from the required dimension of queries and keys.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sparse averaging by a recurrent net: before it reads the query, its state must hold every z."""
+"""Sparse averaging with a recurrent net: its state must store every z before the query is read."""
 
 from __future__ import annotations
 

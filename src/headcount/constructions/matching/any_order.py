@@ -19,18 +19,18 @@ from headcount.pbit.simulate import TokenMap
 
 ORDERS = (2, 3, 4)
 TUPLE_LIMIT = 2**25
-"""Most logits of one token: (N+1)^(s-1)."""
+"""Maximum number of logits of one token: (N+1)^(s-1)."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Where the logits of a match, of the nearest miss and of the blanks (0) lie.
+    """The logit levels of a match, of the nearest miss and of the blanks (0).
 
-    With J real tuples and B tuples that hold a blank (logit 0, value 0), and r the wanted margin: a match
+    With J real tuples, B tuples that contain a blank (logit 0, value 0), and the required margin r: a match
     has logit ``above`` = ln B + r or more, so that one match alone outweighs the blanks e^r to 1; a miss has
     logit at most -``below`` = -(ln J - ln B + r), so that the blanks outweigh all misses e^r to 1. The
-    output, the share of the real tuples, is then off by at most 1 / (1 + e^r). With the gap g between cosines
-    this takes the scale c = (above + below) / g = (ln J + 2 r) / g.
+    output, the attention mass on real tuples, is then off by at most 1 / (1 + e^r). With the gap g between cosines
+    this requires the scale c = (above + below) / g = (ln J + 2 r) / g.
     """
 
     above: float
@@ -42,7 +42,7 @@ class Levels:
         """Levels for J = ``real``, B = ``blanks``.
 
         r = ln(2/epsilon), and at least 2 ln J + 2: rounding errors of the logits grow with c, and c / r falls
-        with r, so a wide margin is worth its larger scale (nothing is gained beyond a few ln J).
+        with r, so a wide margin justifies its larger scale (a margin beyond a few ln J gains nothing).
         """
         margin = max(math.log(2) - math.log(epsilon), 2 * math.log(real) + 2)
         return cls(math.log(blanks) + margin, (math.log(real) + 2 * margin) / gap, margin)
@@ -70,7 +70,7 @@ class Angles(TokenMap):
 
 
 class MatchModule(ConstructionModule):
-    """x (batch, N) residues to (batch, N): close to 1 where the token completes a tuple, else close to 0."""
+    """x (batch, N) residues to (batch, N): close to 1 if the token completes a tuple, else close to 0."""
 
     input_names: ClassVar[tuple[str, ...]] = ("x",)
 
@@ -85,7 +85,7 @@ class MatchModule(ConstructionModule):
         return cls(**settings, unit=AttentionUnit.restore(tensors, "unit."))
 
     def forward(self, x: Tensor) -> Tensor:
-        """One blank token (all zeros: logit 0, value 0) is appended to what is attended to."""
+        """Append one blank token (all zeros: logit 0, value 0) to the attended tokens."""
         (phi,) = self.angles(x)
         phi = phi.to(self.unit.w_q.dtype)
         tokens = torch.cat([phi, phi.new_zeros(len(phi), 1, phi.shape[-1])], dim=1)
@@ -111,19 +111,19 @@ def build_match_s(
 
        So with phi_k(x) = cos(a - pi k/s), W_Q = diag of c (2^(s-1)/s) (-1)^k and W_K = I, a unit of order s
        has logit c cos(a_i + a_j2 + ... + a_js): c at a match, at most c (1 - g) elsewhere.
-    2. One more coordinate is 1 at tokens and 0 at the blank token, so its product tells tuples of tokens
-       from tuples with a blank. Its weight -(c - h) puts a match at h, a miss at h - c g or less, and a tuple
-       with a blank at 0. Its value is 1 for tuples of tokens, else 0: the output is the share of those.
+    2. One more coordinate is 1 at tokens and 0 at the blank token, so its product distinguishes tuples of
+       tokens from tuples with a blank. Its weight -(c - h) puts a match at h, a miss at h - c g or less, and a tuple
+       with a blank at 0. Its value is 1 for tuples of tokens, else 0: the output is the attention mass on the former.
     3. Levels: J = N^(s-1) tuples of tokens, B = (N+1)^(s-1) - N^(s-1) with a blank (``Levels``).
 
     THEORY.md gives c = (s ln(N+1) + ln 8)/g with the blank half a gap below the match. That fails for s = 4:
     the blanks' 3N^2 + 3N + 1 tuples then outweigh a single match, e^(c g/2) = sqrt(8) (N+1)^2 (test
-    ``test_blank_at_half_the_gap_fails_for_order_4``). Counting the blanks mends it.
+    ``test_blank_at_half_the_gap_fails_for_order_4``). Counting the blanks fixes it.
 
     Rounding: with unit roundoff u, one term of a logit carries at most 2s + 1 roundings (s embeddings, the
     weight, the query, s - 1 products) and ceil(log2(s+1)) of the sum's tree, so a logit is off by at most
-    u (2s + 1 + ceil(log2(s+1))) (c 2^(s-1) + c). The tuples with blanks stay exactly 0. The answer is read
-    rightly while that is below r - 1 (the 1 covers the softmax, whose relative errors are a few u log2 J).
+    u (2s + 1 + ceil(log2(s+1))) (c 2^(s-1) + c). The logits of tuples with blanks stay exactly 0. The answer is read
+    correctly if the error is below r - 1 (the 1 covers the softmax, whose relative errors are a few u log2 J).
     """
     task = tasks.get(name, tokens=tokens, modulus=modulus, order=order)
     assert isinstance(task, tasks.Matching)
@@ -168,7 +168,7 @@ def build_match2(tokens: int = 64, modulus: int | None = None, epsilon: float = 
 
 
 def check_tuples(tokens: int, order: int) -> None:
-    """Refuse more logits of one token than ``TUPLE_LIMIT``."""
+    """Raise if one token would have more than ``TUPLE_LIMIT`` logits."""
     if (tokens + 1) ** (order - 1) > TUPLE_LIMIT:
         raise HeadcountError(
             f"{tokens} tokens have more than {TUPLE_LIMIT:,} tuples of order {order}",

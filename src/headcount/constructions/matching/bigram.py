@@ -18,7 +18,7 @@ from headcount.pbit.simulate import TokenMap
 
 
 class PlacedResidues(TokenMap):
-    """phi(x, i) = (cos 2 pi i/(N+1), sin 2 pi i/(N+1), cos 2 pi x/M, sin 2 pi x/M); a blank at place N."""
+    """phi(x, i) = (cos 2 pi i/(N+1), sin 2 pi i/(N+1), cos 2 pi x/M, sin 2 pi x/M); a blank token at position N."""
 
     def __init__(self, tokens: int, modulus: int) -> None:
         super().__init__()
@@ -36,10 +36,10 @@ class PlacedResidues(TokenMap):
 
 
 class SumsOfNeighbours(TokenMap):
-    """(cos b, sin b, cos a, sin a) of the next and the own residue, as fetched, to what layer 2 reads.
+    """Map the fetched (cos b, sin b, cos a, sin a) of the next and the current residue to the input of layer 2.
 
-    Both are decoded to the nearest residue, so that the error of layer 1 ends here. A next residue of norm
-    below 1/2 is none. Result: (cos a, sin a, v cos(a+b), v sin(a+b), v, 1), v = 1 where there is a next one.
+    Both are decoded to the nearest residue, so the error of layer 1 does not propagate. A next residue of norm
+    below 1/2 counts as missing. Result: (cos a, sin a, v cos(a+b), v sin(a+b), v, 1), v = 1 if there is a next one.
     """
 
     def __init__(self, modulus: int) -> None:
@@ -51,13 +51,13 @@ class SumsOfNeighbours(TokenMap):
         (fetched,) = inputs
         fetched = fetched.double()
         step = 2 * math.pi / self.modulus
-        following, own = (torch.round(torch.atan2(fetched[..., at + 1], fetched[..., at]) / step) for at in (0, 2))
+        following, current = (torch.round(torch.atan2(fetched[..., at + 1], fetched[..., at]) / step) for at in (0, 2))
         there = (fetched[..., :2].norm(dim=-1) > 0.5).double()
-        total = (own + following) % self.modulus
-        own_angle, sum_angle = own * step, total * step
+        total = (current + following) % self.modulus
+        current_angle, sum_angle = current * step, total * step
         parts = [
-            torch.cos(own_angle),
-            torch.sin(own_angle),
+            torch.cos(current_angle),
+            torch.sin(current_angle),
             there * torch.cos(sum_angle),
             there * torch.sin(sum_angle),
             there,
@@ -67,7 +67,7 @@ class SumsOfNeighbours(TokenMap):
 
 
 class BigramModule(ConstructionModule):
-    """x (batch, N) residues to (batch, N): close to 1 where some pair of neighbours completes the token."""
+    """x (batch, N) residues to (batch, N): close to 1 if some pair of neighbours completes the token, else 0."""
 
     input_names: ClassVar[tuple[str, ...]] = ("x",)
 
@@ -84,7 +84,7 @@ class BigramModule(ConstructionModule):
         return cls(settings["tokens"], settings["modulus"], *units)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Layer 1 over the tokens and the blank behind them; layer 2 over the tokens."""
+        """Layer 1 attends to the tokens and the trailing blank, layer 2 to the tokens."""
         dtype = self.fetch.w_q.dtype
         (phi,) = self.embed(x)
         phi = phi.to(dtype)
@@ -99,18 +99,18 @@ def build_match3_bigram(tokens: int = 64, modulus: int | None = None, epsilon: f
 
     Symbols: a_i = 2 pi x_i / M; N = ``tokens``.
 
-    1. Layer 1 fetches x_{i+1}. Places lie on a circle of N + 1 points, the last one empty (a blank token of
-       value 0). Head 1 asks with its own place turned by one step, so its logit c cos(2 pi (i + 1 - j)/(N+1))
-       is largest at j = i + 1, by the gap g_1 = 1 - cos(2 pi/(N+1)). Head 2 asks without the turn and fetches
+    1. Layer 1 fetches x_{i+1}. Positions lie on a circle of N + 1 points, the last one empty (a blank token of
+       value 0). The query of head 1 is its position rotated by one step, so its logit c cos(2 pi (i + 1 - j)/(N+1))
+       is largest at j = i + 1, by the gap g_1 = 1 - cos(2 pi/(N+1)). Head 2 omits the rotation and fetches
        the token itself (there is no residual connection). With c = ln(16 N / sin(pi/M)) / g_1 the mass
        elsewhere is at most sin(pi/M)/16, each output vector is off by twice that, and neighbouring residues
        are 2 sin(pi/M) apart.
-    2. The token map between the layers decodes both residues and gives the angle of their sum.
+    2. The token map between the layers decodes both residues and returns the angle of their sum.
     3. Layer 2 is Match2 between x_i and x_j + x_{j+1}: logit c' cos(a_i + a_j + a_{j+1}) - (c' - h), and
-       0 for the last token, which has no pair and takes the part of the blank (value 0). J = N - 1 pairs,
+       0 for the last token, which has no pair and acts as the blank (value 0). J = N - 1 pairs,
        one blank (``Levels``).
 
-    Rounding, with unit roundoff u: layer 1 decodes rightly while its logits are off by delta_1 <= ln(2)/2
+    Rounding, with unit roundoff u: layer 1 decodes correctly if its logits are off by delta_1 <= ln(2)/2
     (which doubles the mass elsewhere to sin(pi/M)/8: 2/8 off) and values and sums add at most sin(pi/M)/4;
     its logits carry at most 8 roundings on terms that sum to 2 c. Layer 2: 7 roundings on 3 terms that sum to
     at most 3 c', against the margin r - 1, as in ``build_match_s``.

@@ -1,4 +1,4 @@
-"""Match3Local: one layer of ordinary attention whose output holds the whole window, for every input."""
+"""Match3Local: one layer of ordinary attention whose output contains the whole window, for every input."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ GAP = 0.25
 
 
 class Slots(TokenMap):
-    """Residues to vectors that hold cos and sin of 2 pi x/M in the slot t mod (2K+1), t the padded place.
+    """Map residues to vectors with cos and sin of 2 pi x/M in slot t mod (2K+1), t the padded position.
 
-    K blank places without a residue come before and after the N tokens.
+    The N tokens are preceded and followed by K blank positions without a residue.
     """
 
     def __init__(self, modulus: int, window: int) -> None:
@@ -46,10 +46,10 @@ class Slots(TokenMap):
 
 
 class WindowAnswer(TokenMap):
-    """The output map: from the window's slots to the answer.
+    """The output map from the slots of the window to the answer.
 
-    The longest slot is the token's own, which has twice the weight; slots shorter than half of a weight are
-    blank. The residues are decoded and all pairs of the window are tried.
+    The longest slot belongs to the token itself, which has twice the weight; slots shorter than half a weight are
+    blank. The residues are decoded and all pairs in the window are tested.
     """
 
     def __init__(self, modulus: int, window: int) -> None:
@@ -57,19 +57,19 @@ class WindowAnswer(TokenMap):
         self.modulus, self.window = modulus, window
 
     def map(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """(batch, N, 2(2K+1)) to (batch, N) of 0 and 1 (NaN where the input is no number)."""
+        """(batch, N, 2(2K+1)) to (batch, N) of 0 and 1 (NaN if the input is not finite)."""
         (slots,) = inputs
         slots = slots.double().unflatten(-1, (2 * self.window + 1, 2)) * (2 * self.window + 2)
         length = slots.norm(dim=-1)
         step = 2 * math.pi / self.modulus
         x = torch.round(torch.atan2(slots[..., 1], slots[..., 0]) / step).nan_to_num().long() % self.modulus
-        own = x.gather(-1, length.argmax(-1, keepdim=True))
+        token_residue = x.gather(-1, length.argmax(-1, keepdim=True))
         there = length > 0.5
-        found = torch.zeros(own.shape[:-1], dtype=torch.bool, device=slots.device)
+        matched = torch.zeros(token_residue.shape[:-1], dtype=torch.bool, device=slots.device)
         for other in range(x.shape[-1]):
-            missing = (-own - x[..., other : other + 1]) % self.modulus
-            found |= there[..., other] & (there & (x == missing)).any(-1)
-        return (torch.where(slots.isfinite().flatten(-2).all(-1), found.double(), torch.nan),)
+            missing = (-token_residue - x[..., other : other + 1]) % self.modulus
+            matched |= there[..., other] & (there & (x == missing)).any(-1)
+        return (torch.where(slots.isfinite().flatten(-2).all(-1), matched.double(), torch.nan),)
 
 
 class LocalModule(ConstructionModule):
@@ -95,7 +95,7 @@ class LocalModule(ConstructionModule):
         return cls(**settings, keys=tensors["keys"], queries=tensors["queries"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """One layer over the padded sequence, then the output map."""
+        """Apply one layer to the padded sequence, then the output map."""
         dtype = self.unit.w_q.dtype
         (values,) = self.slots(x)
         values = values.to(dtype)
@@ -116,33 +116,33 @@ def build_match3_local(
 ) -> Construction:
     """Weights for Match3Local: one layer, one head, m = k + 2(2K+1), k of order K log N (Sanford et al.).
 
-    With W = 2K + 1 and K blank places on either side, every window has W places, and their slots t mod W
-    all differ. The window is averaged as in ``build_qsa_certificate``: keys of random signs, a query per
-    place with <w, u_t> = 1 on the window and at most 1 - gap off it, scaled by depth/gap. Two additions:
+    With W = 2K + 1 and K blank positions on either side, every window has W positions with distinct slots t mod W.
+    The window is averaged as in ``build_qsa_certificate``: random sign keys and a query per
+    position with <w, u_t> = 1 on the window and at most 1 - gap off it, scaled by depth/gap. Two additions:
 
-    - the token's own key has a logit ln 2 higher (<w, u> = 1 + ln(2) gap/depth), so its weight is 2/(W+1) and
-      that of the others 1/(W+1): the longest slot tells the output map which residue is the token's own;
+    - the logit of the token itself is ln 2 higher (<w, u> = 1 + ln(2) gap/depth), so its weight is 2/(W+1) and
+      the weight of each other token is 1/(W+1): the longest slot identifies the residue of the token itself;
     - values are (cos, sin) of the residue in its slot, so an empty slot is a blank.
 
-    The N windows are fixed by the task, all of them are checked, and so every input is covered. A slot times
-    W + 1 is decoded rightly while it is off by less than sin(pi/M), and depth leaves a quarter of that: the mass
+    The task fixes the N windows and all of them are checked, so every input is covered. A slot times W + 1 is
+    decoded correctly if it is off by less than sin(pi/M), and depth leaves a quarter of that: the mass
     off the window is rho <= N/(W+1) exp(-depth) = sin(pi/M) / (4 (W+1)). The answers are then exact, so
-    ``epsilon`` has nothing to change.
+    ``epsilon`` has no effect.
 
-    Rounding (``_sufficient_bits``): a window's token has a slot of its own, so an error of its weight stretches
-    the slot and does not turn it. Logits, exponentials, quotients and the sum of the weights may therefore
-    change the weights by factors up to e^(+-x), x = ln(2)/8: times W + 1, the own slot then has a length of at
+    Rounding (``_sufficient_bits``): each token of a window has a separate slot, so an error in its weight scales
+    the slot without rotating it. Logits, exponentials, quotients and the sum of the weights may therefore
+    change the weights by factors up to e^(+-x), x = ln(2)/8: times W + 1, the token's slot then has a length of at
     least 1.834, the others 0.917 to 1.091, and e^x rho at most 0.273 sin(pi/M). Values, their products with
-    weights and the sums over places turn the slot; they may add sin(pi/M)/16 of its length:
+    weights and the sums over positions rotate the slot; they may add sin(pi/M)/16 of its length:
 
-        own - off >= 1.834 (15/16) - 0.273 > 1.091 (17/16) + 0.273 >= other + off   (the longest slot is the own),
-        blank <= 0.273 < 1/2 < 0.917 (15/16) - 0.273 <= other - off                 (blanks are told apart),
+        own - off >= 1.834 (15/16) - 0.273 > 1.091 (17/16) + 0.273 >= other + off   (the longest slot is the token's),
+        blank <= 0.273 < 1/2 < 0.917 (15/16) - 0.273 <= other - off                 (blanks are recognised),
         (0.273 + 1.091/16) / 0.917 < 1                                              (residues are decoded).
     """
     task = tasks.get("match3-local", tokens=tokens, modulus=modulus, window=window)
     assert isinstance(task, tasks.Match3Local)
     check_epsilon(epsilon)
-    window = min(window, tokens - 1)  # no window reaches further
+    window = min(window, tokens - 1)  # no window extends further
     width = 2 * window + 1
     if (tokens + 2 * window) * width > 2**24:
         raise HeadcountError(
@@ -183,7 +183,7 @@ def _sufficient_bits(terms: float, key_dim: int, places: int, depth: float, turn
 
 
 def _windows(tokens: int, window: int, depth: float, seed: int, progress: Progress) -> tuple[Tensor, Tensor, float]:
-    """Keys (N+2K, k) and scaled queries (N, k) of the least k for which every window is separated."""
+    """Keys (N+2K, k) and scaled queries (N, k) for the smallest k that separates every window."""
     width, places = 2 * window + 1, tokens + 2 * window
     sets = torch.arange(tokens)[:, None] + torch.arange(width)
     on = torch.ones(width, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""qSA with random sign keys: about 2 q ln N dimensions, each set checked."""
+"""qSA with random sign keys: about 2 q ln N dimensions, every set checked."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from headcount.tasks.subsets import random_subsets
 
 SEARCHED_GAP = 0.25
 ASKED_GAP = 0.125
-"""The search demands twice what is asked of each set later, so that sets outside the trial pass, too."""
+"""The search requires twice the gap that is required of each set later, so that sets outside the trial also pass."""
 TRIED_SETS = 1024
 ENUMERATED_SETS = 20_000
-"""Up to this many subsets, all of them are checked, and the certificate covers all inputs."""
+"""If there are at most this many subsets, all are checked and the certificate covers all inputs."""
 _SEEDS, _SEEDED_TOKENS = 3, 256
-"""Draws of the keys at each size; for more tokens one draw is like another."""
+"""Random draws of the keys at each size; with more tokens the draws hardly differ, so one is used."""
 COHERENT_GAP = 0.5
 
 
 class SignKeys(QueryMap):
-    """Keys of entries +-1; queries by ``separate``."""
+    """Keys with entries +-1; queries computed by ``separate``."""
 
     def __init__(self, keys: Tensor, depth: float, gap: float) -> None:
         super().__init__(depth)
@@ -43,7 +43,7 @@ class SignKeys(QueryMap):
         """Computed in the type of the keys' buffer as float64."""
         keys = self.keys.double()
         w, gaps = separate(keys, sets, keys.new_ones(sets.shape[1]), self.gap)
-        return w, gaps.clamp(max=1.0)  # infinite where the set holds every token
+        return w, gaps.clamp(max=1.0)  # infinite if the set contains every token
 
 
 class CertificateModule(QSAModule):
@@ -81,9 +81,9 @@ def build_qsa_certificate(
     and at most 1 - gap elsewhere (``separate``), scaled by depth / gap, so that the mass off y is at most
     (N-q)/q exp(-depth) (``depth_for``). On y all logits are equal, so the output is the mean.
 
-    The dimension is the smallest that passed: ``TRIED_SETS`` random sets (all of them where there are at most
+    The dimension is the smallest that passes the check: ``TRIED_SETS`` random sets (all sets if there are at most
     ``ENUMERATED_SETS``) must have a gap of ``SEARCHED_GAP``; doubling, then bisection, several draws of keys
-    at each size. Every set read later is checked again, by its own gap. With ``guarantee="all inputs"``
+    at each size. Every set in an input is checked again by its gap. With ``guarantee="all inputs"``
     beyond the sizes that can be enumerated, the mutual coherence of the keys must give every set a gap of 1/2
     (``coherence_gap``): that takes k of order q^2 log N. ``key_dim`` sets k and skips the search.
 
@@ -120,7 +120,7 @@ def build_qsa_certificate(
 
 
 class _Search:
-    """The smallest number of dimensions whose keys pass the check."""
+    """Search for the smallest number of dimensions whose keys pass the check."""
 
     def __init__(
         self, tokens: int, sparsity: int, dim: int, seed: int, guarantee: Guarantee, progress: Progress
@@ -136,7 +136,7 @@ class _Search:
         self.sets = torch.from_numpy(chosen.astype(np.int64))
 
     def smallest(self) -> Tensor:
-        """Keys of the least dimension that passed."""
+        """Keys of the smallest dimension that passed."""
         guess = max(2, math.ceil(self.sparsity * math.log(self.tokens))) if self.tokens > 1 else 1
         low, high = 0, guess  # low: none passed (or nothing is below)
         steps = 0
@@ -168,9 +168,9 @@ class _Search:
         return None
 
     def _separated(self, keys: Tensor) -> bool:
-        """All sets tried have the wanted gap; stops at the first block that does not."""
+        """Whether all trial sets have the required gap; stops at the first block that fails."""
         on = keys.new_ones(self.sparsity)
-        for block in (self.sets[:64], self.sets[64:]):  # most failures show in the first few
+        for block in (self.sets[:64], self.sets[64:]):  # most failures occur in the first few sets
             if len(block) == 0:
                 break
             if float(separate(keys, block, on, SEARCHED_GAP)[1].min()) < ENOUGH * SEARCHED_GAP:

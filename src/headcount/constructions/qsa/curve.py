@@ -1,4 +1,4 @@
-"""The trigonometric moment curve: queries that single out a set of its points, and by how much."""
+"""The trigonometric moment curve: queries that separate a set of its points, and their gaps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def curve_query(sets: Tensor, tokens: int) -> Tensor:
 def curve_gap(sets: Tensor, tokens: int) -> Tensor:
     """min over t off y of prod_{j in y} (1 - cos(theta_t - theta_j)), to full relative accuracy: (rows,).
 
-    Infinity becomes 1 where y holds every token.
+    If y contains every token, the gap is capped at a finite value.
     """
     factor = 2 * torch.sin(torch.arange(tokens, dtype=torch.float64) * (math.pi / tokens)).square()
     gaps = []
@@ -47,10 +47,10 @@ def curve_gap(sets: Tensor, tokens: int) -> Tensor:
 
 
 def least_curve_gap(tokens: int, sparsity: int) -> float:
-    """The gap of the worst set of all: the q points nearest to some t, prod_i (1 - cos(2 pi d_i / N)).
+    """The gap of the worst set: the q points nearest to some t, prod_i (1 - cos(2 pi d_i / N)).
 
-    d = 1, 1, 2, 2, 3, ...: the factor grows with the distance, so no set gives any t a smaller product. 1
-    where the set holds every token.
+    d = 1, 1, 2, 2, 3, ...: the factor grows with the distance, so no set gives a smaller product at any t. The gap
+    is 1 if the set contains every token.
     """
     if sparsity == tokens:
         return 1.0

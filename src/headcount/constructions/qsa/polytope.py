@@ -1,4 +1,4 @@
-"""qSA with keys on a closed curve: exactly 2 q dimensions, for any N, at a high price in precision."""
+"""qSA with keys on a closed curve: exactly 2 q dimensions, for any N, at a high cost in precision."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class CurveKeys(QueryMap):
     def __init__(self, tokens: int, sparsity: int, depth: float) -> None:
         super().__init__(depth)
         self.tokens = tokens
-        # Angles are reduced mod N as integers, so that they carry one rounding whatever l t is.
+        # Angles are reduced mod N as integers, so each has a single rounding error for any l t.
         turns = torch.outer(torch.arange(tokens), torch.arange(1, sparsity + 1)) % tokens
         angles = turns.double() * (2 * math.pi / tokens)
         self.register_buffer("keys", torch.cat([torch.cos(angles), torch.sin(angles)], dim=1))
 
     def separators(self, sets: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients of -prod (1 - cos(theta - theta_j)), and its distance from 0 off the set."""
+        """Coefficients of -prod (1 - cos(theta - theta_j)), and its minimum distance from 0 off the set."""
         return curve_query(sets, self.tokens), curve_gap(sets, self.tokens)
 
 
@@ -44,13 +44,13 @@ class PolytopeModule(QSAModule):
 
     @classmethod
     def restore(cls, settings: JsonObject, tensors: dict[str, Tensor]) -> PolytopeModule:
-        """From the saved numbers; the keys are part of them."""
+        """Restore the module from saved settings and tensors, which include the keys."""
         module = cls(**settings)
         module.queries.keys = tensors["queries.keys"]
         return module
 
     def wide_outputs(self, *arguments: Tensor, bits: int) -> NDArray[np.float64]:
-        """``headcount.constructions.qsa.wide``."""
+        """See ``headcount.constructions.qsa.wide``."""
         z, y = (argument.numpy() for argument in arguments)
         return np.stack([polytope_outputs(*row, self.settings["depth"], bits) for row in zip(z, y, strict=True)])
 
@@ -60,14 +60,14 @@ def build_qsa_polytope(tokens: int = 64, sparsity: int = 2, dim: int = 8, epsilo
 
     The points of the moment curve are the vertices of a cyclic polytope, in which every q of them span a
     face: the trigonometric polynomial -prod_{j in y} (1 - cos(theta - theta_j)) is 0 on y and negative at
-    every other point; its 2q coefficients beside the constant are the query. (The algebraic curve of the
+    every other point; its 2q non-constant coefficients are the query. (The algebraic curve of the
     paper works as well; the closed one keeps all keys of one length and is far better conditioned.) Each
-    query is scaled by depth / its own gap (``depth_for``).
+    query is scaled by depth / gap of its set (``depth_for``).
 
-    The gap is what makes it fragile: for q neighbours it is prod (1 - cos(2 pi d/N)), about
+    The small gap makes it sensitive to rounding: for q neighbours the gap is prod (1 - cos(2 pi d/N)), about
     (2 pi^2/N^2)^q (floor(q/2)!)^2 (ceil(q/2)!)^2 for q << N, so about 2 q log2(N/q) bits are needed. The
-    coefficients of one factor have absolute sum 2, so those of the product at most 2^q; with the worst set's
-    gap this bounds the rounding (``sufficient_bits``). Gaps below 1e-300, where float64 ends, are refused.
+    coefficients of one factor have absolute sum 2, so those of the product at most 2^q; with the gap of
+    the worst set this bounds the rounding (``sufficient_bits``). Gaps below 1e-300 (float64 underflow) are rejected.
     """
     task = tasks.get("qsa", tokens=tokens, sparsity=sparsity, dim=dim)
     check_epsilon(epsilon)

@@ -1,4 +1,4 @@
-"""What both qSA constructions share: the module, its levels, its rounding analysis."""
+"""Shared parts of both qSA constructions: the module, the logit levels, and the rounding analysis."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from headcount.core.errors import HeadcountError
 from headcount.pbit.simulate import TokenMap
 
 LEAST_GAP = 1e-300
-"""Gap that a set without separation is given, so that its query stays finite: its tokens come out wrong."""
+"""Gap assigned to a set without separation so that its query stays finite; its tokens are answered incorrectly."""
 NUMBERS_LIMIT = 2**27
-"""Most numbers of one matrix or one sequence: 1 GiB in float64."""
+"""Maximum number of entries of one matrix or one sequence: 1 GiB in float64."""
 
 
 class QueryMap(TokenMap):
-    """The token map of qSA: sets to queries, each scaled so that its own gap becomes ``depth``.
+    """The token map of qSA from sets to queries, each scaled so that its gap becomes ``depth``.
 
-    A subclass fills in ``separators``: for sets (rows, q) the vectors w (rows, k) and their gaps (rows,).
+    Subclasses implement ``separators``, which maps sets (rows, q) to vectors w (rows, k) and gaps (rows,).
     """
 
     keys: Tensor
@@ -32,7 +32,7 @@ class QueryMap(TokenMap):
         self.depth = depth
 
     def separators(self, sets: Tensor) -> tuple[Tensor, Tensor]:
-        """w and gap for each set."""
+        """The vector w and the gap for each set."""
         raise NotImplementedError  # nn.Module is no ABC: without this a bare class would answer None
 
     def map(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -71,7 +71,7 @@ class QSAModule(ConstructionModule):
 
 
 def check_size(tokens: int, sparsity: int, dim: int, key_dim: int) -> None:
-    """Refuse sizes whose keys, matrices or sequences do not fit a machine's memory (``NUMBERS_LIMIT``)."""
+    """Raise if the keys, matrices or sequences would not fit in memory (``NUMBERS_LIMIT``)."""
     width = dim + key_dim
     for what, numbers in (
         (f"{tokens} tokens of {width} numbers", tokens * width),
@@ -83,12 +83,12 @@ def check_size(tokens: int, sparsity: int, dim: int, key_dim: int) -> None:
 
 
 def depth_for(tokens: int, sparsity: int, epsilon: float) -> float:
-    """Logit difference alpha * gap that leaves an error of epsilon / 2 in exact arithmetic.
+    """Logit difference alpha * gap that gives an error of at most epsilon / 2 in exact arithmetic.
 
     The mass off the set is rho <= (N-q)/q exp(-depth), and the output is (1 - rho) mean + rho (a convex
     combination of vectors of norm at most 1), so the error is at most 2 rho, and depth = log(4 (N-q)/(q
-    epsilon)) will do. It is never below 0: where the logarithm is negative, uniform attention (depth 0) has
-    rho = (N-q)/N <= (N-q)/q < epsilon/4 already, while negative logits would pull the attention off the set.
+    epsilon)) suffices. It is never below 0: where the logarithm is negative, uniform attention (depth 0) has
+    rho = (N-q)/N <= (N-q)/q < epsilon/4 already, while negative logits would move attention off the set.
 
     >>> round(depth_for(24, 12, 0.25), 3), depth_for(24, 23, 0.49), depth_for(5, 5, 1e-3)
     (2.773, 0.0, 0.0)
@@ -99,21 +99,21 @@ def depth_for(tokens: int, sparsity: int, epsilon: float) -> float:
 
 
 def sufficient_bits(log2_terms: float, key_dim: int, tokens: int, depth: float, epsilon: float) -> int:
-    """Significand bits that leave the other epsilon / 2 for rounding.
+    """Significand bits for which rounding contributes at most the other epsilon / 2.
 
-    ``log2_terms``: log2 of the largest sum over c of |w_c u_jc| of a scaled query (minus infinity where the
+    ``log2_terms``: log2 of the largest sum over c of |w_c u_jc| of a scaled query (minus infinity if the
     query is 0). A logit carries per term 3 roundings (query, key, product) and ceil(log2 k) of the tree, so
     it is off by delta <= u (3 + ceil(log2 k)) terms, plus u * depth from the subtraction in the softmax.
     Weights then change by a factor e^(+-2 delta), which moves the mean on the set by at most 2 (e^(2 delta) -
     1) ~ 4 delta and multiplies the mass off it by e^(2 delta). Rounding the values, the weights (exponential,
     quotient), their products and the sums' trees of depth log2 N moves the output by at most u (2 log2 N +
-    6). All of it is below epsilon / 2 when
+    6). The total is at most epsilon / 2 if
 
         u (5 ((3 + ceil(log2 k)) terms + depth) + 2 ceil(log2 N) + 6) <= epsilon / 2.
     """
     per_term = 5 * (3 + math.ceil(math.log2(key_dim)))
     rest = 5 * depth + 2 * math.ceil(math.log2(tokens)) + 6
-    # In logarithms, for terms has up to 2000 bits.
+    # In logarithms, because terms has up to 2000 bits.
     if log2_terms > 0:
         log2_total = log2_terms + math.log2(per_term + rest * 2**-log2_terms)
     else:

@@ -1,9 +1,9 @@
-"""The polytope construction in more bits than float64 has: fixed point on integers.
+"""The polytope construction at more bits than float64 provides: fixed point on integers.
 
-``wide:p`` holds keys and query coefficients as multiples of 2^-p, and their inner products are exact. How far each
-lies from that of a token of the set is rounded to float64, scaled by depth / gap, and goes through a float64 softmax,
-which sees only such differences. So what is tested is that p bits of the embedding suffice, which is what Theorem 3 of
-Sanford et al. 2023 asks for.
+``wide:p`` stores keys and query coefficients as multiples of 2^-p, and their inner products are exact. The difference
+of each inner product from that of a token in the set is rounded to float64, scaled by depth / gap, and passed to a
+float64 softmax, which depends only on such differences. This tests that p bits of the embedding suffice, as required
+by Theorem 3 of Sanford et al. 2023.
 
 The inner products are computed digit by digit: numbers are split into signed digits of 16 bits, products of digit
 matrices are exact in float64 (2^30 times 2q times the number of digits stays far below 2^53), and carries are
@@ -21,7 +21,7 @@ from headcount.constructions.qsa.unit import LEAST_GAP
 from headcount.core.extras import optional_imports
 
 _DIGIT = 16
-_ROWS = 64  # queries whose logits are held at once
+_ROWS = 64  # queries whose logits are in memory at once
 
 Wide = NDArray[np.object_]
 
@@ -37,7 +37,7 @@ def polytope_outputs(z: NDArray[np.float64], y: NDArray[np.int64], depth: float,
     outputs = np.empty_like(z)
     for start in range(0, tokens, _ROWS):
         rows = slice(start, start + _ROWS)
-        with np.errstate(over="ignore"):  # a logit that is far enough below becomes -inf, its weight 0
+        with np.errstate(over="ignore"):  # a very negative logit becomes -inf with weight 0
             logits = _differences(queries[:, rows], keys, y[rows, 0], bits) * (depth / gaps[rows, None])
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         outputs[rows] = (weights / weights.sum(axis=1, keepdims=True)) @ z
@@ -47,12 +47,12 @@ def polytope_outputs(z: NDArray[np.float64], y: NDArray[np.int64], depth: float,
 def _digits(values: Wide) -> NDArray[np.float64]:
     """Signed digits of 16 bits, lowest first: (digits, *shape), each in [-2^15, 2^15)."""
     half = 1 << (_DIGIT - 1)
-    found: list[NDArray[np.float64]] = []
-    while not found or (values != 0).any():
+    digits: list[NDArray[np.float64]] = []
+    while not digits or (values != 0).any():
         digit = (values + half) % (2 * half) - half
-        found.append(digit.astype(np.float64))
+        digits.append(digit.astype(np.float64))
         values = (values - digit) >> _DIGIT
-    return np.stack(found)
+    return np.stack(digits)
 
 
 def _differences(
@@ -74,7 +74,7 @@ def _differences(
         carry = (total + half) >> _DIGIT
         digits.append(total - (carry << _DIGIT))
     digits.append(carry)
-    # Signed digits: all that follow the leading one are together at most half of its place, so nothing cancels.
+    # Signed digits: all digits after the leading one sum to at most half of its place value, so nothing cancels.
     value = np.zeros(exact.shape[1:])
     for place in reversed(range(len(digits))):
         value += np.ldexp(digits[place].astype(np.float64), _DIGIT * place - 2 * bits)
@@ -92,7 +92,7 @@ def _circle(tokens: int, bits: int) -> tuple[Wide, Wide]:
 
 
 def _queries(y: NDArray[np.int64], cosine: Wide, sine: Wide, bits: int) -> Wide:
-    """``qsa_polytope.curve_query`` on integers: (N, 2q) multiples of 2^-bits."""
+    """``curve.curve_query`` on integers: (N, 2q) multiples of 2^-bits."""
     rows, q = y.shape
     real = np.zeros((rows, 2 * q + 1), dtype=object)
     imaginary = np.zeros((rows, 2 * q + 1), dtype=object)

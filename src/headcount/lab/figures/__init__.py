@@ -1,1 +1,1 @@
-"""Figures, one file each: a file whose ``FIGURE`` is a ``Figure`` is all that a new one needs."""
+"""Figures, one file each: to add a figure, add a file whose ``FIGURE`` is a ``Figure``."""

@@ -1,4 +1,4 @@
-"""What a figure is: data, the rows of its CSV, a verdict and a drawing; the runs that it needs, if it needs any.
+"""The definition of a figure: its data, CSV rows, verdict and drawing, and the training runs it needs, if any.
 
 A figure is one file of this folder whose ``FIGURE`` is a ``Figure``; ``registry`` finds it there, and
 ``headcount figure NAME`` makes it.
@@ -28,13 +28,13 @@ from headcount.lab.train.loop import time_of_a_step
 
 Scale = Literal["quick", "full"]
 Data = list[dict[str, Any]]
-"""Rows of a CSV; what most figures are drawn from, too."""
+"""Rows of a CSV; most figures are also drawn from them."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Training:
-    """The runs that a figure needs. plan: the runs at a scale. keep: whether their weights are needed, too."""
+    """The runs that a figure needs. plan: the runs at a scale. keep: whether their weights are needed as well."""
 
     plan: Callable[[Scale], Sequence[AnySpec]]
     keep: bool = False
@@ -42,7 +42,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Source:
-    """The folder of another command that a figure reads: the command that writes it, and its place by default."""
+    """A folder written by another command that a figure reads: the command, and the default folder."""
 
     command: str
     folder: Path
@@ -50,10 +50,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the data of a figure come from.
+    """The inputs from which a figure computes its data.
 
-    runs: rows of finished runs, in the order of the plan. work: the folder of the runs, where weights lie that were
-    kept; or the folder of a ``Source``. Both are empty for a figure that computes its data from nothing.
+    runs: rows of finished runs, in the order of the plan. work: the folder of the runs, including any saved weights,
+    or the folder of a ``Source``. Both are empty for a figure that needs no inputs.
     """
 
     runs: Sequence[Row] = ()
@@ -68,11 +68,11 @@ def _as_they_are(data: Any) -> Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure(Generic[T]):
-    """One figure: ``data`` are computed once, everything else is made from them.
+    """One figure: ``data`` is computed once, and everything else is derived from it.
 
     rows: the rows of the CSV. verdict: a sentence computed from the data. draw: the picture. training: the runs that
-    have to be trained first. source: the folder that is read instead. file: the name of the files without their
-    suffix; by default ``name``.
+    must be trained first. source: the folder that is read instead. file: the name of the files without their
+    suffix; ``name`` by default.
     """
 
     name: str
@@ -89,13 +89,13 @@ class Figure(Generic[T]):
         assert self.training is None or self.source is None, f"{self.name} reads one folder"
 
     def write(self, data: T, folder: Path) -> dict[str, Path]:
-        """Write SVG, PNG and CSV to ``folder``; the same data give the same bytes."""
+        """Write SVG, PNG and CSV files to ``folder``; the same data produce the same bytes."""
         return write_figure(self.draw(data), self.rows(data), folder, self.file or self.name)
 
 
 @dataclass(frozen=True)
 class Made:
-    """What making a figure gave. failed, missing: runs that are left out."""
+    """The result of making a figure. failed, missing: the numbers of runs left out."""
 
     rows: Data
     verdict: str
@@ -114,10 +114,10 @@ def make(
     finished_only: bool = False,
     progress: Progress = silent,
 ) -> Made:
-    """Run what is missing in ``work``, then write the figure and its verdict to ``out``.
+    """Execute the runs missing from ``work``, then write the figure and its verdict to ``out``.
 
-    finished_only: run nothing, and draw from the runs of the plan that are there; how many are missing is
-    counted. A figure without training takes no notice of scale, workers and finished_only.
+    finished_only: execute nothing, and draw from the finished runs of the plan; missing runs are counted.
+    A figure without training ignores scale, workers and finished_only.
     """
     require("matplotlib", *(() if figure.training is None or finished_only else ("joblib",)))
     good: Sequence[Row] = ()
@@ -147,16 +147,16 @@ def make(
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long runs will take. starts: of how many runs the start is computed first, which is not in ``seconds``."""
+    """Estimated duration of runs. starts: number of runs with a computed start, whose cost is not in ``seconds``."""
 
     seconds: float
     starts: int
 
 
 def estimate(training: Training, scale: Scale, work: Path, workers: int) -> Estimate:
-    """How long the missing runs will take: one step of every sort of run is timed, and multiplied out.
+    """Estimate the duration of the missing runs by timing one step of every distinct configuration.
 
-    Too long where runs stop early at their target; too short where the machine does other things.
+    The estimate is too high where runs stop early at their target, and too low on a machine with other load.
     """
     require("matplotlib", "joblib")
     missing = [
@@ -169,11 +169,11 @@ def estimate(training: Training, scale: Scale, work: Path, workers: int) -> Esti
         if sort not in seconds:
             seconds[sort] = time_of_a_step(sort)
         total += spec.steps * seconds[sort]
-    return Estimate(total / max(1, workers), sum(isinstance(own, RunSpec) and own.start is not None for own in missing))
+    return Estimate(total / max(1, workers), sum(isinstance(run, RunSpec) and run.start is not None for run in missing))
 
 
 def mean_and_half_width(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean and half the width of Student's confidence interval; nan for the width of a single value.
+    """Mean and half-width of Student's confidence interval; the half-width of a single value is nan.
 
     >>> mean, half = mean_and_half_width([1.0, 2.0, 3.0])
     >>> round(mean, 3), round(half, 3)
@@ -188,8 +188,8 @@ def mean_and_half_width(values: Sequence[float], level: float = 0.95) -> tuple[f
 
 
 def groups(rows: Sequence[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows by the values of some fields of their runs, in the order of the plan."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
+    """Group rows by the values of the named fields of their runs, in the order of the plan."""
+    grouped: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row.spec.get(name) for name in names), []).append(row)
-    return found
+        grouped.setdefault(tuple(row.spec.get(name) for name in names), []).append(row)
+    return grouped

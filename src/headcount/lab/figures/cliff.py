@@ -1,4 +1,4 @@
-"""Figure: the precision cliff, the fewest bits at which a construction still verifies, against its size."""
+"""Figure: the precision cliff (the fewest bits at which a construction still verifies) against the size."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ STYLES: tuple[Style, ...] = ("float", "fixed")
 
 @dataclass(frozen=True)
 class Curve:
-    """One construction, the size that varies, and how the theorem says that p grows."""
+    """One construction, the size that varies, and the growth of p stated by the theorem."""
 
     name: str
     options: dict[str, Any]
     over: str
     values: tuple[int, ...]
     theorem: str
-    """The statement of Sanford et al. 2023: a shape, its constant is not known."""
+    """The statement of Sanford et al. 2023: an asymptotic shape with an unknown constant."""
     shape: Callable[[float], float]
     label: str = ""
     count: int = 12
@@ -92,11 +92,11 @@ CURVES = (
 
 
 def fewest_bits(built: Construction, style: Style, count: int = 12, seed: int = 0) -> int | None:
-    """The smallest p such that ``style``:p and every precision above it, up to those that suffice, verify.
+    """The smallest p such that ``style``:p and every higher precision, up to the sufficient one, verify.
 
-    Searched downwards from the certificate's sufficient bits (a few more for fixed point, whose small numbers
-    are coarser) to the first failure: near the cliff luck decides, so one success below it says nothing.
-    ``None`` where float64 itself does not verify.
+    The search goes downwards from the certificate's sufficient bits (a few more for fixed point, which represents
+    small numbers more coarsely) to the first failure. Results near the cliff are a matter of chance, so a single
+    success below the first failure is not meaningful. Returns ``None`` if float64 itself does not verify.
     """
 
     def holds(p: int) -> bool:
@@ -150,18 +150,18 @@ def largest(
     """Whether the construction verifies in ``precision`` at each of the sizes ``values``."""
     result = []
     for value in values:
-        given = {**options, over: value}
+        build_options = {**options, over: value}
         if "seed" in constructions.options(name):
-            given["seed"] = seed
-        found = verify_kinds(constructions.build(name, **given), "mixed", count, seed, precision)
-        result.append({"size": value, "checked": found.checked, "wrong": found.wrong, "verified": found.verified})
+            build_options["seed"] = seed
+        report = verify_kinds(constructions.build(name, **build_options), "mixed", count, seed, precision)
+        result.append({"size": value, "checked": report.checked, "wrong": report.wrong, "verified": report.verified})
     if not result:
         raise HeadcountError("there are no sizes to try", fix="give --values 31,101,401")
     return result
 
 
 def verdict(data: Data) -> str:
-    """The cliff of each construction at its smallest and its largest size, and what a doubling of the size costs."""
+    """The cliff of each construction at its smallest and largest size, and the additional bits per doubling of size."""
     parts = []
     for curve in CURVES:
         shown = [row for row in data if row["construction"] == curve.name]
@@ -210,7 +210,7 @@ def draw(data: Data) -> Canvas:
 
 
 def data(inputs: Inputs) -> Data:
-    """The rows of all constructions and sizes; about two minutes."""
+    """The rows of all constructions and sizes; takes about two minutes."""
     return rows(progress=inputs.progress)
 
 

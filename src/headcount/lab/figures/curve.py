@@ -1,4 +1,4 @@
-"""Figure: the score on fresh sequences over the training of a run, which ``headcount learn --out`` keeps."""
+"""Figure: the score on fresh sequences during training, as saved by ``headcount learn --out``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from headcount.lab.figures.base import Data, Figure, Inputs, Source
 from headcount.lab.train.loop import RESULT, Trained
 
 BESIDE = "attention"
-"""Where ``headcount learn`` keeps the pairwise attention that it trains beside other attention."""
+"""Subfolder in which ``headcount learn`` saves the pairwise attention baseline trained alongside other attention."""
 COLOURS = (BLUE, ORANGE, GREEN, GREY)
 
 
 class Learned(pydantic.BaseModel):
-    """What is drawn of a run's result; one of the three scores is there."""
+    """The part of a run's result that is drawn; exactly one of the three scores is set."""
 
     task: str
     model: str
@@ -32,24 +32,24 @@ class Learned(pydantic.BaseModel):
 
     @property
     def score_name(self) -> str:
-        """Which score it is."""
+        """The name of the score that is set."""
         names = ("balanced_accuracy", "error", "loss")
         return next(name for name in names if getattr(self, name) is not None)
 
 
 def learned(runs: Sequence[Trained]) -> list[Learned]:
-    """What is drawn of runs in hand."""
+    """The drawn part of in-memory runs."""
     return [Learned.model_validate(run.summary() | {"curve": run.curve.scores}) for run in runs]
 
 
 def data(inputs: Inputs) -> list[Learned]:
-    """The run in a folder, and the one that was trained beside it."""
+    """The run in a folder, and the baseline trained alongside it, if there is one."""
     files = [inputs.work / RESULT, inputs.work / BESIDE / RESULT]
     return [store.read_json(file, Learned) for file in files if file == files[0] or file.is_file()]
 
 
 def rows(data: Sequence[Learned]) -> Data:
-    """A row for each evaluation of each run."""
+    """One row per evaluation of each run."""
     return [{"model": run.model, "step": step, run.score_name: value} for run in data for step, value in run.curve]
 
 
@@ -61,7 +61,7 @@ def verdict(data: Sequence[Learned]) -> str:
 
 
 def draw(data: Sequence[Learned]) -> Canvas:
-    """A line a run; the runs share their task."""
+    """One line per run; all runs share one task."""
     figure = canvas(6, 4)
     axes = figure.subplots()
     for run, colour in zip(data, COLOURS, strict=False):

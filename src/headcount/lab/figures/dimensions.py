@@ -1,4 +1,4 @@
-"""Figure: embedding dimensions of qSA, built above and impossible below, for q = 1..16."""
+"""Figure: embedding dimensions of qSA for q = 1..16: upper bounds by construction, and lower bounds."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from headcount.core.progress import Progress, silent
 from headcount.lab.figures.base import Data, Figure, Inputs
 
 _MORE = 4
-"""Fraction bits beyond the sufficient significand bits: the coefficients of the query may be above 1."""
+"""Bits added to the sufficient significand bits, since the coefficients of the query may exceed 1."""
 COUNTED = ("qsa-bits", "qsa-bits-all")
-"""The bounds for numbers of p bits, drawn as one line: the larger of the two."""
+"""The bounds for p-bit numbers; the larger of the two is drawn as one line."""
 
 
 def rows(
@@ -29,18 +29,18 @@ def rows(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Data:
-    """One row for each q: what was built, answers wrong in float64, where it verified, and the bounds."""
+    """One row for each q: built dimensions, wrong answers in float64, the verifying precision, and the bounds."""
     result = []
     for done, q in enumerate(sparsities):
         sizes = Sizes(tokens=tokens, sparsity=q, dim=dim, precision_bits=precision_bits, epsilon=1 / (4 * q))
-        found = constructed("qsa", sizes, seed)
+        constructions_by_name = constructed("qsa", sizes, seed)
         row: dict[str, Any] = {"tokens": tokens, "dim": dim, "sparsity": q}
         for name in ("qsa-certificate", "qsa-polytope"):
-            built = found[name]
+            built = constructions_by_name[name]
             row[name] = built.certificate.embedding_dim
             row[f"{name} bits"] = built.certificate.bits
             row[f"{name} wrong"] = verify_kinds(built, count=count, seed=seed).wrong
-        row["qsa-polytope verified in"] = _verified_in(found["qsa-polytope"], count, seed)
+        row["qsa-polytope verified in"] = _verified_in(constructions_by_name["qsa-polytope"], count, seed)
         row["certificate keys over q ln N"] = round((row["qsa-certificate"] - dim) / (q * math.log(tokens)), 3)
         row["precision bits of qsa-bits"] = precision_bits
         row |= embedding_bounds("qsa", sizes, TWO_MAPS)
@@ -50,7 +50,7 @@ def rows(
 
 
 def _verified_in(built: Construction, count: int, seed: int) -> str | None:
-    """float64, or as many bits as the rounding analysis asks for and a few; ``None`` where neither verifies."""
+    """float64, or slightly more bits than the rounding analysis requires; ``None`` if neither verifies."""
     for precision in ("fp64", f"wide:{built.certificate.bits + _MORE}"):
         if verify_kinds(built, count=count, seed=seed, precision=precision).verified:
             return precision
@@ -58,12 +58,12 @@ def _verified_in(built: Construction, count: int, seed: int) -> str | None:
 
 
 def counted(row: dict[str, Any]) -> int:
-    """The larger of the two bounds for numbers of p bits."""
+    """The larger of the two bounds for p-bit numbers."""
     return max(int(row[name]) for name in COUNTED)
 
 
 def verdict(data: Data) -> str:
-    """Where the built dimensions stand against what is impossible below."""
+    """How the built dimensions compare with the lower bounds."""
     first = data[0]
     above = [row["qsa-certificate"] / row["qsa-radon"] for row in data]
     tight = [row["sparsity"] for row in data if row["qsa-polytope"] == row["qsa-radon"]]
@@ -78,7 +78,7 @@ def verdict(data: Data) -> str:
 
 
 def _these(sparsities: Sequence[int], data: Data) -> str:
-    """Sparsities in words."""
+    """The sparsities as text."""
     every = [row["sparsity"] for row in data]
     if list(sparsities) == every:
         return "every q"
@@ -86,7 +86,7 @@ def _these(sparsities: Sequence[int], data: Data) -> str:
 
 
 def draw(data: Data) -> Canvas:
-    """Dimensions over q: built ones with markers, impossible ones as lines."""
+    """Dimensions over q: built dimensions with markers, lower bounds as lines."""
     figure = canvas(8.6, 4.4)
     axes = figure.subplots()
     q = [row["sparsity"] for row in data]

@@ -1,4 +1,4 @@
-"""Figure: the error of a layer of equal heads against their number, at a fixed heads x dimension."""
+"""Figure: the error of a layer of equal heads against the number of heads, at a fixed heads x dimension."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headcount.lags.spectra import random_spectra
 from headcount.lags.table import POSITIONS, shipped
 
 LAGS, BUDGET, WIDTH = (1, 2, 3, 4), 128, 32
-"""Of the committed figure; ``WIDTH``: rows of the random matrix that each lag carries."""
+"""Settings of the committed figure; ``WIDTH``: rows of the random matrix of each lag."""
 COLOURS = (BLUE, ORANGE, GREEN, PINK)
 
 
@@ -20,28 +20,28 @@ def rows(lags: Sequence[int], budget: int, spectra: Sequence[Sequence[float]]) -
     result: Data = []
     for position in POSITIONS:
         table = shipped(position)
-        found = allocate(lags, budget, [table.by_dim(lag) for lag in lags], spectra)
+        allocation = allocate(lags, budget, [table.by_dim(lag) for lag in lags], spectra)
         result += [
             {
                 "position": position,
                 "lags": " ".join(str(lag) for lag in lags),
                 "budget": budget,
-                "heads": own.heads,
-                "dim": own.dim,
-                "error": own.error,
-                "best split": found.error,
+                "heads": uniform.heads,
+                "dim": uniform.dim,
+                "error": uniform.error,
+                "best split": allocation.error,
             }
-            for own in found.curve
+            for uniform in allocation.curve
         ]
     return result
 
 
 def verdict(data: Data) -> str:
-    """The best number of equal heads of each scheme, and what unequal heads gain."""
+    """The best number of equal heads of each scheme, and the gain from unequal heads."""
     parts = []
     for position in dict.fromkeys(row["position"] for row in data):
-        own = [row for row in data if row["position"] == position]
-        best = min(own, key=lambda row: row["error"])
+        curve = [row for row in data if row["position"] == position]
+        best = min(curve, key=lambda row: row["error"])
         gain = 1 - best["best split"] / best["error"]
         error = f"error {best['error']:.3g}; {gain:.1%} less with unequal heads"
         parts.append(f"{position} {best['heads']} of {best['dim']} ({error})")
@@ -55,12 +55,12 @@ def draw(data: Data) -> Canvas:
     figure = canvas(7.2, 4.4)
     axes = figure.subplots()
     for colour, position in zip(COLOURS, POSITIONS, strict=False):
-        own = [row for row in data if row["position"] == position]
-        errors = [row["error"] for row in own]
-        # The shortest lags have T5 buckets of their own, so that its line lies under that of learned positions.
+        curve = [row for row in data if row["position"] == position]
+        errors = [row["error"] for row in curve]
+        # The shortest lags have separate T5 buckets, so the T5 line lies under that of learned positions.
         width = 5 if position == "t5" else 1.5
-        axes.plot([row["heads"] for row in own], errors, color=colour, linewidth=width, label=position)
-        axes.axhline(own[0]["best split"], color=colour, linestyle=":", linewidth=1)
+        axes.plot([row["heads"] for row in curve], errors, color=colour, linewidth=width, label=position)
+        axes.axhline(curve[0]["best split"], color=colour, linestyle=":", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel(f"heads H, of dimension {data[0]['budget']} / H each")

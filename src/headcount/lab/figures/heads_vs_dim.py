@@ -1,4 +1,4 @@
-"""Figure: trained against predicted error of n-gram extraction for every split of H d = 64, and why they differ."""
+"""Figure: trained and predicted error of n-gram extraction for every split of H d = 64, and why they differ."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from headcount.tasks.ngram import NGram
 
 NAME = "heads-vs-dim"
 BUDGET, TOKENS = 64, 64
-"""H d, and the tokens of a sequence, which are the lags of a head, too."""
+"""H d, and the number of tokens of a sequence, which is also the number of lags of a head."""
 HEADS = {"quick": (4, 8, 16, 32), "full": (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)}
-"""At ``PAPER``; at other orders those of ``OTHERS``."""
+"""Numbers of heads at order ``PAPER``; ``OTHERS`` applies at other orders."""
 OTHERS = {"quick": (2, 4, 8, 32), "full": (2, 4, 6, 8, 12, 16, 32, 64)}
 BENT = {"quick": (4, 8, 32), "full": (2, 4, 8, 16, 32, 64)}
-"""With the nonlinear target."""
+"""Numbers of heads with the nonlinear target."""
 ORDERS = {"quick": (2, 4), "full": (2, 3, 4, 5)}
 STEPS, LONG = {"quick": 400, "full": 1000}, 4000
 COLOURS = {"alibi": BLUE, "relative": GREEN, "rope": PINK, "alibi-fixed": GREY}
 
 
 def plan(scale: Scale) -> list[RunSpec]:
-    """The base runs (three schemes, linear), the nonlinear ones, and at ``PAPER`` what takes one reason out.
+    """The base runs (three schemes, linear), the nonlinear runs, and at ``PAPER`` the ablation runs.
 
-    Runs from the constructed start keep their weights before the first step: the best layer known of their heads.
+    Runs from the constructed start save their weights before the first step: the best known layer with these heads.
     """
     quick = scale == "quick"
 
@@ -51,42 +51,42 @@ def plan(scale: Scale) -> list[RunSpec]:
             for seed in range(1 if quick else seeds)
         ]  # fmt: skip
 
-    found: list[RunSpec] = []
+    specs: list[RunSpec] = []
     for order in ORDERS[scale]:
         for heads in HEADS[scale] if order == PAPER else OTHERS[scale]:
             for position in ("alibi", "relative", "rope"):
-                found += runs(order, heads, 3, position=position)
+                specs += runs(order, heads, 3, position=position)
             if order == PAPER or not quick:
                 seeds = 2 if order == PAPER else 1
-                found += runs(order, heads, seeds, position="alibi", start="constructed", snapshots=(0,))
+                specs += runs(order, heads, seeds, position="alibi", start="constructed", snapshots=(0,))
         for heads in BENT[scale] if order == PAPER or not quick else ():
             for position in ("alibi", "relative"):
-                found += runs(order, heads, 2, position=position, nonlinear=True, mlp=True, inner=64)
+                specs += runs(order, heads, 2, position=position, nonlinear=True, mlp=True, inner=64)
     for heads in HEADS[scale]:
-        found += runs(PAPER, heads, 3, position="alibi-fixed")
-        found += runs(PAPER, heads, 2, position="alibi", start="kernels")
+        specs += runs(PAPER, heads, 3, position="alibi-fixed")
+        specs += runs(PAPER, heads, 2, position="alibi", start="kernels")
         if not quick or heads in (4, 8, 32):
-            found += runs(PAPER, heads, 1, position="relative", start="constructed", snapshots=(0,))
+            specs += runs(PAPER, heads, 1, position="relative", start="constructed", snapshots=(0,))
         if not quick and heads in (2, 4, 8, 16, 32):
-            found += runs(PAPER, heads, 1, position="alibi", content=True)
-            found += runs(PAPER, heads, 1, position="alibi", steps=LONG)
-    return found
+            specs += runs(PAPER, heads, 1, position="alibi", content=True)
+            specs += runs(PAPER, heads, 1, position="alibi", steps=LONG)
+    return specs
 
 
 def arm(fields: dict[str, Any]) -> str:
-    """What sets a run apart from the base ones: ``random`` for those."""
+    """The variant of a run; ``random`` for base runs."""
     longer = "longer" if fields.get("steps") == LONG else "random"
     return "content" if fields.get("content") else str(fields.get("start") or longer)
 
 
 def data(inputs: Inputs) -> Data:
-    """For each split, scheme and arm: the relative error over seeds, beside what theory says of the same heads.
+    """For each split, scheme and arm: the relative error over seeds, and the theoretical error of the same heads.
 
-    error: root mean square over that of answering 0, mean over seeds. readout: the same after the best values and
-    outputs for the trained kernels (closed form, linear targets). predicted: the solver's. best_known: the best
-    layer that joint least squares finds, which is what a run from the constructed start starts from.
+    error: root mean square error relative to that of answering 0, averaged over seeds. readout: the same with
+    optimal values and outputs for the trained kernels (closed form, linear targets). predicted: the solver's error.
+    best_known: the error of the best layer found by joint least squares, from which constructed runs start.
     """
-    found: Data = []
+    lines: Data = []
     known = _best_known(inputs.runs, inputs.work)
     names = ("order", "nonlinear", "position", "heads", "start", "content", "steps")
     for (order, nonlinear, position, heads, *_), group in groups(inputs.runs, *names).items():
@@ -112,12 +112,12 @@ def data(inputs: Inputs) -> Data:
                 limits = theory.constants(task, splits, exponent, heads)
                 line[f"bound p={exponent} from"] = None if limits is None else float(f"{limits[0]:.4g}")
                 line[f"bound p={exponent} to"] = None if limits is None else min(NO_LIMIT, float(f"{limits[1]:.4g}"))
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def _closed_form(spec: RunSpec, file: Path, refit: bool) -> float | None:
-    """The relative error of kept weights, ``refit`` with the best readout; None where they were not kept."""
+    """The relative error of saved weights, with an optimal readout if ``refit``; None if no weights were saved."""
     if not file.exists():
         return None
     model = build(spec.config, spec.reading, spec.seed)
@@ -133,15 +133,15 @@ def _readout(spec: RunSpec, folder: Path) -> float | None:
 
 
 def _best_known(rows: Sequence[Row], folder: Path) -> dict[tuple[int, str, int], float]:
-    """The error of the layers that constructed runs start from, by order, position and heads."""
-    found = {}
+    """The error of the initial layers of constructed runs, by order, position and heads."""
+    errors = {}
     for row in rows:
         spec = RunSpec.checked(row.spec)
         if spec.start == "constructed":
             value = _closed_form(spec, sweep.run_folder(folder, spec) / "weights-0.safetensors", refit=False)
             if value is not None and spec.order and spec.heads:
-                found[spec.order, str(spec.position), spec.heads] = round(value, 5)
-    return found
+                errors[spec.order, str(spec.position), spec.heads] = round(value, 5)
+    return errors
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -154,7 +154,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def draw(data: Data) -> Canvas:
-    """Above: trained and predicted error of each n-gram; below: what takes the reasons out, and the nonlinear ones."""
+    """Top row: trained and predicted error of each n-gram; bottom row: ablations and nonlinear targets."""
     figure = canvas(14, 8.8)
     panels = figure.subplots(2, 4)
     orders = sorted({row["order"] for row in data})
@@ -180,14 +180,14 @@ def draw(data: Data) -> Canvas:
 
 
 def _legend(axes: Any) -> None:
-    """Below the panel, where it covers no curve."""
+    """Place the legend below the panel, where it covers no curve."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2,
                     handlelength=1.7, columnspacing=0.8, handletextpad=0.5)  # fmt: skip
 
 
 def _line(axes: Any, rows: Data, key: str, **style: Any) -> None:
-    """One curve over heads; what lies below the axis is drawn on it."""
+    """One curve over heads; values below the axis limit are clipped to it."""
     shown = sorted((row for row in rows if row[key] is not None), key=lambda row: row["heads"])
     if shown:
         axes.plot([row["heads"] for row in shown], [max(row[key], 5e-3) for row in shown], **style)
@@ -195,10 +195,12 @@ def _line(axes: Any, rows: Data, key: str, **style: Any) -> None:
 
 def _confront(axes: Any, rows: Data) -> None:
     for position in ("alibi", "relative", "rope"):
-        own = [row for row in rows if row["position"] == position and row["arm"] == "random"]
-        _line(axes, own, "error", color=COLOURS[position], marker="o", markersize=3, label=f"{position}, trained")
-        _line(axes, own, "predicted", color=COLOURS[position], linestyle="--", linewidth=1, label=f"{position}, solver")
-        _line(axes, own, "best_known", color=COLOURS[position], linestyle=":", label=f"{position}, best known")
+        curve = [row for row in rows if row["position"] == position and row["arm"] == "random"]
+        _line(axes, curve, "error", color=COLOURS[position], marker="o", markersize=3, label=f"{position}, trained")
+        _line(
+            axes, curve, "predicted", color=COLOURS[position], linestyle="--", linewidth=1, label=f"{position}, solver"
+        )
+        _line(axes, curve, "best_known", color=COLOURS[position], linestyle=":", label=f"{position}, best known")
     _legend(axes)
 
 
@@ -224,26 +226,33 @@ def _reasons(axes: Any, rows: Data) -> None:
 
 
 def _nonlinear(axes: Any, rows: Data) -> None:
-    """Same colour for the same order, solid for the nonlinear target."""
+    """One colour per order; solid lines are the nonlinear target."""
     name = rows[0]["position"] if rows else ""
     for order, colour in zip(sorted({row["order"] for row in rows}), (GREY, ORANGE, BLUE, PINK), strict=False):
-        own = [row for row in rows if row["order"] == order and row["arm"] == "random"]
-        bent = [row for row in own if row["nonlinear"]]
+        rows_of_order = [row for row in rows if row["order"] == order and row["arm"] == "random"]
+        bent = [row for row in rows_of_order if row["nonlinear"]]
         _line(axes, bent, "error", color=colour, marker="o", markersize=3, label=f"{order}-gram")
-        _line(axes, [row for row in own if not row["nonlinear"]], "error", color=colour, linestyle="--", linewidth=1)
+        _line(
+            axes,
+            [row for row in rows_of_order if not row["nonlinear"]],
+            "error",
+            color=colour,
+            linestyle="--",
+            linewidth=1,
+        )
     axes.set_title(f"{name}: nonlinear target, MLP (dashed: linear)", fontsize=9)
     _legend(axes)
 
 
 def _best(axes: Any, data: Data) -> None:
-    """Trained against predicted number of heads."""
+    """The best number of heads by order, trained and predicted."""
     for place, position in enumerate(("alibi", "relative", "rope")):
-        shift = 0.05 * (place - 1)  # so that equal numbers do not cover each other
+        shift = 0.05 * (place - 1)  # separates equal numbers
         for key, told, line, marker in (("error", "trained", "-", "o"), ("predicted", "solver", "--", "s")):
             points = [
-                (order + shift, found.heads)
+                (order + shift, optimum.heads)
                 for order in sorted({row["order"] for row in data})
-                if (found := best(linear(data, order, position), key)) is not None
+                if (optimum := best(linear(data, order, position), key)) is not None
             ]
             if points:
                 axes.plot(*zip(*points, strict=True), color=COLOURS[position], linestyle=line, marker=marker,

@@ -1,4 +1,4 @@
-"""What theory says about an n-gram at H heads of d: the solver's error, and the bound's constants."""
+"""Theoretical results for an n-gram with H heads of dimension d: the solver's error and the bound's constants."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from headcount.tasks.ngram import NGram
 
 
 def predicted(task: NGram, position: Position, heads: int, dim: int) -> float | None:
-    """The solver's error of H uniform heads (an upper bound), over the target's own root mean square.
+    """The solver's error with H uniform heads (an upper bound), relative to the root mean square of the target.
 
-    None with fewer heads than lags. RoPE's E_pos is that of heads which rotate all of their floor(d / 2) pairs, as the
-    trained ones do, with logits within [-8, 8].
+    None with fewer heads than lags. For RoPE, E_pos is that of heads that rotate all floor(d / 2) pairs, as the
+    trained heads do, with logits within [-8, 8].
     """
     if heads < task.order:
         return None
@@ -32,16 +32,16 @@ def predicted(task: NGram, position: Position, heads: int, dim: int) -> float | 
         return table.row(lag, rotated if position == "rope" else None).reaching(HEADS)[0]
 
     rows = [row(lag) for lag in range(task.order)]
-    curve = {own.heads: own for own in allocate(range(task.order), heads * dim, rows, task.spectra).curve}
+    curve = {uniform.heads: uniform for uniform in allocate(range(task.order), heads * dim, rows, task.spectra).curve}
     return curve[heads].error
 
 
 def constants(task: NGram, splits: Sequence[tuple[int, int]], exponent: float, at: int) -> tuple[float, float] | None:
     """The constants K for which K sum_k ||A_k|| (H/n)^(-p) + sum_k tail_d(A_k) is least at H = ``at``.
 
-    The shape of the bound of Yu et al. with heads dealt evenly, p = ``exponent`` and all that does not depend on H in
-    K, which is unknown: this says what K would have to be, not what it is. ``splits``: the (H, d) to choose from.
-    None where no K will do.
+    This is the shape of the bound of Yu et al. with evenly divided heads, p = ``exponent``, and all factors that do
+    not depend on H absorbed into K. K is unknown; the result is the range in which it would have to lie. ``splits``:
+    the candidate (H, d). None if no K satisfies the condition.
     """
     norms = [tails(spectrum) for spectrum in task.spectra]
     shapes = {

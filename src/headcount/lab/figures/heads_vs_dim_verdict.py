@@ -1,4 +1,4 @@
-"""What the data of ``heads-vs-dim`` says about 32 heads against 8, and why: sentences with computed numbers."""
+"""The verdict of ``heads-vs-dim`` on 32 heads versus 8 and the reasons for it, as sentences with computed numbers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from headcount.lab.figures.base import Data
 
 PAPER = 4
-"""The order for which the bound of Yu et al. 2025 predicts ``CLAIMED`` heads and training is best with ``REPORTED``."""
+"""The order at which the bound of Yu et al. 2025 predicts ``CLAIMED`` heads and ``REPORTED`` heads train best."""
 CLAIMED, REPORTED = 32, 8
 CLOSE = 1.05
 """Errors within this factor of the best count as equally good."""
 NO_LIMIT = 1e9
-"""In the place of infinity in tables."""
+"""Represents infinity in tables."""
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best number of heads, its error, and the least and the most heads within ``CLOSE`` of it."""
+    """The best number of heads, its error, and the smallest and largest numbers of heads within ``CLOSE`` of it."""
 
     heads: int
     error: float
@@ -30,7 +30,7 @@ class Best:
 
 
 def best(rows: Data, key: str = "error") -> Best | None:
-    """The least value over heads; of equal ones the fewest heads.
+    """The smallest value over all numbers of heads; ties go to the fewest heads.
 
     >>> str(best([{"heads": h, "error": e} for h, e in ((2, 0.5), (4, 0.2), (8, 0.205))]))
     'H = 4 (error 0.200, 4 to 8 within 5%)'
@@ -38,8 +38,8 @@ def best(rows: Data, key: str = "error") -> Best | None:
     known = {int(row["heads"]): float(row[key]) for row in rows if row[key] is not None}
     if not known:
         return None
-    heads = min(known, key=lambda own: (known[own], own))
-    near = [own for own, value in known.items() if value <= CLOSE * known[heads]]
+    heads = min(known, key=lambda number: (known[number], number))
+    near = [number for number, value in known.items() if value <= CLOSE * known[heads]]
     return Best(heads, known[heads], min(near), max(near))
 
 
@@ -53,13 +53,13 @@ def linear(data: Data, order: int, position: str, arm: str = "random") -> Data:
 
 
 def ratio(rows: Data, key: str = "error") -> float | None:
-    """The error with ``CLAIMED`` heads over that with ``REPORTED``; None where one of them is missing."""
+    """The error with ``CLAIMED`` heads divided by that with ``REPORTED``; None if either is missing."""
     known = {row["heads"]: row[key] for row in rows if row[key] is not None}
     return known[CLAIMED] / known[REPORTED] if CLAIMED in known and known.get(REPORTED) else None
 
 
 def verdict(data: Data) -> str:
-    """Predicted beside trained optimum, 32 against 8, the bound's constants, and each reason taken out."""
+    """Predicted and trained optima, the comparison of 32 with 8 heads, the bound's constants, and each ablation."""
     parts = [*_optima(data), *_bound(data), *_reasons(data)]
     return " ".join(parts) if parts else "No linear run is finished, so there is nothing to compare."
 
@@ -67,20 +67,20 @@ def verdict(data: Data) -> str:
 def _optima(data: Data) -> list[str]:
     parts = []
     for position in ("alibi", "relative", "rope"):
-        found = []
+        optima = []
         for order in sorted({row["order"] for row in data}):
             rows = linear(data, order, position)
             trained, predicted = best(rows), best(rows, "predicted")
             if trained:
                 forecast = f"{predicted.heads}" if predicted else "none"
-                found.append(f"n = {order}: {forecast} | {trained}")
-        if found:
-            parts.append(f"{position}, predicted | trained best H on n-grams at H d = 64: {'; '.join(found)}.")
+                optima.append(f"n = {order}: {forecast} | {trained}")
+        if optima:
+            parts.append(f"{position}, predicted | trained best H on n-grams at H d = 64: {'; '.join(optima)}.")
     return parts
 
 
 def _bound(data: Data) -> list[str]:
-    """For which constants the bound says 32, 8, or what was trained."""
+    """The constants for which the bound selects 32 heads, 8 heads, or the trained optimum."""
     rows = linear(data, PAPER, "alibi")
     trained, against = best(rows), ratio(rows)
     if not trained:
@@ -123,13 +123,13 @@ def _shown(value: float | None) -> str:
 
 
 def _size(factor: float) -> float:
-    """A factor or its inverse, whichever is above 1."""
+    """The factor or its inverse, whichever is at least 1."""
     return max(factor, 1 / factor)
 
 
 @dataclass(frozen=True)
 class _Removed:
-    """A reason, what takes it out, and the curve that this leaves."""
+    """A reason for the difference, the ablation that removes it, and the resulting curve."""
 
     reason: str
     how: str
@@ -138,7 +138,7 @@ class _Removed:
 
 
 def _reasons(data: Data) -> list[str]:
-    """Each reason taken out: what it does to the best H, to 32 against 8, and to the error."""
+    """The effect of each ablation on the best H, on the ratio of 32 to 8 heads, and on the error."""
     base = linear(data, PAPER, "alibi")
     before = best(base)
     if not before:
@@ -158,24 +158,26 @@ def _reasons(data: Data) -> list[str]:
     turns: dict[str, float] = {}
     falls: dict[str, float] = {}
     old = ratio(base)
-    for own in removals:
-        shared = [row for row in own.rows if row[own.key] is not None and row["heads"] in {r["heads"] for r in base}]
-        after = best(shared, own.key)
+    for removal in removals:
+        shared = [
+            row for row in removal.rows if row[removal.key] is not None and row["heads"] in {r["heads"] for r in base}
+        ]
+        after = best(shared, removal.key)
         if after is None:
             continue
         there = next(row["error"] for row in base if row["heads"] == after.heads)
-        falls[own.reason] = max(falls.get(own.reason, 0.0), there / max(after.error, 1e-6))
-        new = ratio(own.rows, own.key)
+        falls[removal.reason] = max(falls.get(removal.reason, 0.0), there / max(after.error, 1e-6))
+        new = ratio(removal.rows, removal.key)
         said = ""
         if new is not None and old is not None:
-            turns[own.reason] = max(turns.get(own.reason, 1.0), new / old, key=_size)
+            turns[removal.reason] = max(turns.get(removal.reason, 1.0), new / old, key=_size)
             said = f"; {CLAIMED} over {REPORTED} heads {old:.2f} becomes {new:.2f}"
-        parts.append(f"{own.reason.capitalize()} ({own.how}): best {after}, {there:.3f} before{said}.")
+        parts.append(f"{removal.reason.capitalize()} ({removal.how}): best {after}, {there:.3f} before{said}.")
     return parts + _reason(turns, falls, old)
 
 
 def _reason(turns: dict[str, float], falls: dict[str, float], old: float | None) -> list[str]:
-    """Which reason changes 32 against 8 most, and which the error."""
+    """The reason that changes the ratio of 32 to 8 heads most, and the one that changes the error most."""
     if not turns or old is None:
         return []
     order = sorted(turns, key=lambda name: -_size(turns[name]))

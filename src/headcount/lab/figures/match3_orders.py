@@ -1,4 +1,4 @@
-"""Figure: what pairwise, third-order and Strassen attention learn of Match3, for N = 8 to 64."""
+"""Figure: accuracy of pairwise, third-order and Strassen attention on Match3, for N = 8 to 64."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ KINDS: tuple[tuple[str, int, bool], ...] = (
     ("third-order", 1, False),
     ("strassen", 1, False),
 )
-"""Model, layers, whether there is an MLP."""
+"""Model, number of layers, whether there is an MLP."""
 SEEDS = {8: 3, 16: 3, 32: 2, 64: 1}
-"""Of a full run, by N: a run at N = 64 takes as long as ten at N = 8."""
+"""Seeds at full scale, by N: one run at N = 64 takes as long as ten at N = 8."""
 
 
 def plan(scale: Scale) -> list[RunSpec]:
-    """Every kind at 12,000 parameters and every length, on fresh sequences at the natural modulus."""
+    """Every kind with 12,000 parameters at every length, on fresh sequences with the default modulus."""
     quick = scale == "quick"
     kinds = [kind for kind in KINDS if not quick or (kind[1] <= 2 and kind[2])]
-    found = []
+    specs = []
     for tokens in (8, 16) if quick else (8, 16, 32, 64):
         for model, depth, mlp in kinds:
             for seed in range(1 if quick else SEEDS[tokens]):
@@ -46,26 +46,26 @@ def plan(scale: Scale) -> list[RunSpec]:
                     evaluate_every=200,
                     target=0.99,
                 )
-                found.append(spec)
-    return found
+                specs.append(spec)
+    return specs
 
 
 def label(row: dict[str, Any]) -> str:
-    """A kind in words."""
+    """The label of a kind of model."""
     layers = f", {row['depth']} layers" if row["depth"] > 1 else ""
     return f"{row['model']}{layers}{'' if row['mlp'] else ', no MLP'}"
 
 
 def data(inputs: Inputs) -> Data:
     """Mean balanced accuracy and its 95% interval for each kind and N."""
-    found: Data = []
+    rows: Data = []
     for (model, depth, mlp, tokens), group in groups(inputs.runs, "model", "depth", "mlp", "tokens").items():
         results = [row.result or {} for row in group]
         values = [float(result["balanced_accuracy"]) for result in results]
         mean, half = mean_and_half_width(values)
         balanced = [result["scores"]["balanced"]["balanced_accuracy"] for result in results]
         near = [result["scores"]["adversarial"]["balanced_accuracy"] for result in results]
-        found.append(
+        rows.append(
             {
                 "model": model, "depth": depth, "mlp": mlp, "tokens": tokens,
                 "modulus": results[0]["sizes"]["modulus"], "parameters": results[0]["parameters"],
@@ -75,11 +75,11 @@ def data(inputs: Inputs) -> Data:
                 "majority_accuracy": round(results[0]["scores"]["uniform"]["majority_accuracy"], 4),
             }
         )  # fmt: skip
-    return found
+    return rows
 
 
 def verdict(data: Data) -> str:
-    """The best of each order at each length."""
+    """The best model of each order at each length."""
     parts = []
     for tokens in dict.fromkeys(row["tokens"] for row in data):
         rows = [row for row in data if row["tokens"] == tokens]
@@ -96,7 +96,7 @@ def verdict(data: Data) -> str:
 
 
 def draw(data: Data) -> Canvas:
-    """Accuracy against N; MLP solid, without it dashed."""
+    """Accuracy against N; solid with an MLP, dashed without."""
     figure = canvas(7.6, 4.4)
     axes = figure.subplots()
     colours = {"attention": BLUE, "third-order": ORANGE, "strassen": GREEN}

@@ -1,4 +1,4 @@
-"""Figure: the state that recurrent and state-space models need to remember N signs, beside N - 1 bits."""
+"""Figure: the state size that recurrent and state-space models need to remember N signs, compared with N - 1 bits."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from headcount.lab.train.exam import held_out, score
 
 NAME = "memory"
 GOAL = 0.25
-"""Root mean square error that counts as remembered; signs are +-1, so at least 1 - GOAL^2 of them are right."""
+"""Largest root mean square error that counts as remembered; with signs +-1, at least 1 - GOAL^2 are correct."""
 MODELS = {"gru": BLUE, "ssm": ORANGE}
 WIDTHS = {"gru": (1, 2, 4, 8, 16, 32, 64), "ssm": (1, 2, 4, 8, 16, 32)}
 MOST_BITS = 16
 
 
 def plan(scale: Scale) -> list[RunSpec]:
-    """qSA with q = 1 on signs, read from one side; only the last token, the one that asks last, is answered."""
+    """qSA with q = 1 on signs, with causal models; only the last token is answered."""
     quick = scale == "quick"
-    found = []
+    specs = []
     for model, widths in WIDTHS.items():
         for tokens in (4, 8) if quick else (4, 8, 16, 24):
             for width in widths:
@@ -54,12 +54,12 @@ def plan(scale: Scale) -> list[RunSpec]:
                         evaluate_every=100,
                         target=0.8 * GOAL,
                     )
-                    found.append(spec)
-    return found
+                    specs.append(spec)
+    return specs
 
 
 def state_numbers(spec: RunSpec) -> int:
-    """Numbers that the model carries from one token to the next."""
+    """The number of values that the model carries from one token to the next."""
     width = spec.config.width
     if spec.model.name != "ssm":
         return width * (2 if spec.model.name == "lstm" else 1)
@@ -68,7 +68,7 @@ def state_numbers(spec: RunSpec) -> int:
 
 
 def quantised(state: Tensor, bits: int) -> Tensor:
-    """Numbers in [-1, 1] at the nearest of 2^bits equally spaced levels, ends included.
+    """Round numbers in [-1, 1] to the nearest of 2^bits equally spaced levels, endpoints included.
 
     >>> quantised(torch.tensor([-1.0, 0.2, 0.7]), 1)
     tensor([-1.,  1.,  1.])
@@ -79,23 +79,23 @@ def quantised(state: Tensor, bits: int) -> Tensor:
 
 @torch.no_grad()
 def error_with_bits(model: TokenModel, portion: Portion, bits: int) -> float:
-    """The error of a one-layer GRU whose state is rounded to ``bits`` bits a unit before it reads the query."""
+    """The error of a one-layer GRU whose state is rounded to ``bits`` bits per unit before it reads the query."""
     body = model.body
     assert isinstance(body, Recurrent) and isinstance(body.cells, nn.GRU)
     stream = body.embed(model.reader(portion.inputs))
     _, state = body.cells(stream[:, :-1])
-    found, _ = body.cells(stream[:, -1:], quantised(state, bits))
-    return score(body.answer(found), portion, last=True)
+    hidden, _ = body.cells(stream[:, -1:], quantised(state, bits))
+    return score(body.answer(hidden), portion, last=True)
 
 
 def fewest_bits(model: TokenModel, portion: Portion) -> int | None:
-    """The fewest bits a unit at which the error stays at most ``GOAL``."""
+    """The fewest bits per unit at which the error is at most ``GOAL``."""
     return next((b for b in range(1, MOST_BITS + 1) if error_with_bits(model, portion, b) <= GOAL), None)
 
 
 def data(inputs: Inputs) -> Data:
-    """For each model and N: the smallest width that any seed remembers with, its state, and the proved bits."""
-    found: Data = []
+    """For each model and N: the smallest width at which any seed succeeds, its state size, and the proved bits."""
+    entries: Data = []
     for (model, tokens), group in groups(inputs.runs, "model", "tokens").items():
         good = [row for row in group if row.score is not None and row.score <= GOAL]
         needed = bounds.get("qsa-rnn-q1").evaluate(tokens=tokens, sparsity=1, epsilon=0.5).value
@@ -111,8 +111,8 @@ def data(inputs: Inputs) -> Data:
             if model == "gru":
                 entry["bits_a_number"] = min((b for spec in specs if (b := _bits_of(spec, inputs.work))), default=32)
             entry["state_bits"] = entry["state_numbers"] * entry["bits_a_number"]
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def _bits_of(spec: RunSpec, folder: Path) -> int | None:
@@ -122,10 +122,10 @@ def _bits_of(spec: RunSpec, folder: Path) -> int | None:
 
 
 def average_bits(tokens: int) -> float:
-    """Bits that a state must have if a random sign is recalled with probability 1 - GOAL^2, by Fano's inequality.
+    """Bits that a state needs to recall a random sign with probability 1 - GOAL^2, by Fano's inequality.
 
-    Each of the N - 1 signs before the last token is told by the answer to its query up to an error of
-    probability GOAL^2, and so shares 1 - h(GOAL^2) bits with the state; the signs are independent.
+    The answer to a query determines each of the N - 1 signs before the last token with error probability GOAL^2,
+    so each sign has mutual information of at least 1 - h(GOAL^2) bits with the state; the signs are independent.
     """
     p = GOAL**2
     entropy = -p * math.log2(p) - (1 - p) * math.log2(1 - p)
@@ -133,7 +133,7 @@ def average_bits(tokens: int) -> float:
 
 
 def verdict(data: Data) -> str:
-    """How the state grows beside N - 1 bits."""
+    """How the state size compares with N - 1 bits."""
     parts = []
     for model in dict.fromkeys(row["model"] for row in data):
         rows = [row for row in data if row["model"] == model and row["width"] is not None]

@@ -1,4 +1,4 @@
-"""Figure: E_pos, how well H heads single out a lag, against the number of heads."""
+"""Figure: E_pos, the error with which H heads isolate a lag, against the number of heads."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from headcount.lags.table import POSITIONS, shipped
 LAGS = (1, 2, 3, 8, 24)
 COLOURS = (BLUE, ORANGE, GREEN, PINK, GREY)
 DIMS = (8, 16, 64)
-"""Rotary dimensions that are drawn."""
+"""Rotary dimensions shown."""
 _SHOWN = 12
-"""Heads in the panels: beyond, nothing falls."""
+"""Largest number of heads shown; the error does not fall further beyond it."""
 GOAL = 0.1
-"""The error that the verdict counts heads for."""
+"""The target error for which the verdict counts heads."""
 _NEAR = 1e-6
-"""Errors below the search's resolution are drawn at it."""
+"""Resolution of the search; smaller errors are drawn at this value."""
 _PANELS: list[tuple[str, int | None]] = [("alibi", None), ("t5", None), ("learned", None), *(("rope", d) for d in DIMS)]
 
 
 def rows(lags: Sequence[int] = LAGS) -> Data:
-    """A row for each scheme, rotary dimension, lag and number of heads: E_pos and what is proved to lie below it."""
+    """A row for each scheme, rotary dimension, lag and number of heads: E_pos and its proved lower bound."""
     result: Data = []
     for position in POSITIONS:
         table = shipped(position)
@@ -39,7 +39,7 @@ def rows(lags: Sequence[int] = LAGS) -> Data:
 
 
 def verdict(data: Data) -> str:
-    """The fewest heads that single out each lag to within ``GOAL``, by scheme."""
+    """The fewest heads that isolate each lag with error at most ``GOAL``, by scheme."""
     lags = list(dict.fromkeys(row["lag"] for row in data))
     parts = []
     for position, dim in _PANELS:
@@ -55,9 +55,9 @@ def verdict(data: Data) -> str:
 
 
 def draw(data: Data) -> Canvas:
-    """Draw E_pos against heads, a panel for each scheme and rotary dimension.
+    """Draw E_pos against heads, with one panel per scheme and rotary dimension.
 
-    Curves of rotary heads end where the search ends: at ``rotary.HEADS`` heads, or at an error of ``rotary.ENOUGH``.
+    Curves of rotary heads stop where the search stops: at ``rotary.HEADS`` heads, or at an error of ``rotary.ENOUGH``.
     """
     figure = canvas(12, 6.4)
     for axes, (position, dim) in zip(figure.subplots(2, 3, sharex=True, sharey=True).flat, _PANELS, strict=True):
@@ -87,7 +87,7 @@ def draw(data: Data) -> Canvas:
 
 
 def _searched(errors: Sequence[float]) -> int:
-    """How many numbers of rotary heads were searched, from their errors."""
+    """The largest number of rotary heads that was searched, derived from the errors."""
     return next((heads for heads, error in enumerate(errors, 1) if error <= rotary.ENOUGH), rotary.HEADS)
 
 

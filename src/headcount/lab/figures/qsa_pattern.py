@@ -1,4 +1,4 @@
-"""Figure: the attention matrix of a unit that learns qSA, over training, beside the pattern it should find."""
+"""Figure: the attention matrix of a unit learning qSA over training, next to the target pattern."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from headcount.lab.train.exam import held_out
 
 NAME = "qsa-pattern"
 SEQUENCES = 64
-"""Sequences that the distance from the pattern is averaged over."""
+"""Number of sequences over which the distance from the pattern is averaged."""
 
 
 def plan(scale: Scale) -> list[RunSpec]:
-    """The bare unit on 20 tokens, q = 3, weights kept along the way."""
+    """The bare unit on 20 tokens with q = 3; weights are saved during training."""
     steps, seeds = (900, 1) if scale == "quick" else (1500, 3)
     return [
         RunSpec(
@@ -35,7 +35,7 @@ def plan(scale: Scale) -> list[RunSpec]:
 
 @torch.no_grad()
 def attention_matrix(model: TokenModel, inputs: Tensor) -> NDArray[np.float32]:
-    """The weights of a one-layer, one-head unit without blank, (batch, N, N)."""
+    """The attention weights of a one-layer, one-head unit without a blank token, (batch, N, N)."""
     stack = model.body
     assert isinstance(stack, Stack)
     (block,) = stack.blocks
@@ -48,11 +48,11 @@ def attention_matrix(model: TokenModel, inputs: Tensor) -> NDArray[np.float32]:
 
 
 def data(inputs: Inputs) -> Data:
-    """For each seed and snapshot: the distance from the pattern; for seed 0 the matrix of one sequence too.
+    """For each seed and snapshot: the distance from the pattern; for the first seed, also the matrix of one sequence.
 
     The distance is the total variation between a token's weights and 1/q on its set, averaged over tokens.
     """
-    found: Data = []
+    entries: Data = []
     for row in inputs.runs:
         spec = RunSpec.checked(row.spec)
         portion = held_out(spec, "uniform", SEQUENCES)
@@ -68,26 +68,26 @@ def data(inputs: Inputs) -> Data:
             distance = float(np.abs(weights - target).sum(-1).mean() / 2)
             common = {"seed": spec.seed, "step": step, "distance": round(distance, 5)}
             if spec.seed == inputs.runs[0].spec["seed"]:
-                found += [
+                entries += [
                     common | {"token": i, "attended": j, "weight": round(float(weights[0, i, j]), 5),
                               "target": round(float(target[0, i, j]), 5)}
                     for i in range(n) for j in range(n)
                 ]  # fmt: skip
             else:
-                found.append(common)
-    return found
+                entries.append(common)
+    return entries
 
 
 def distances(data: Data) -> dict[int, dict[int, float]]:
     """Distances by seed and step."""
-    found: dict[int, dict[int, float]] = {}
+    by_seed: dict[int, dict[int, float]] = {}
     for row in data:
-        found.setdefault(row["seed"], {})[row["step"]] = row["distance"]
-    return found
+        by_seed.setdefault(row["seed"], {})[row["step"]] = row["distance"]
+    return by_seed
 
 
 def verdict(data: Data) -> str:
-    """How far the weights are from the pattern before and after."""
+    """The distance of the weights from the pattern before and after training."""
     by_seed = distances(data)
     first = [next(iter(steps.values())) for steps in by_seed.values()]
     last = [list(steps.values())[-1] for steps in by_seed.values()]
@@ -101,7 +101,7 @@ def verdict(data: Data) -> str:
 
 
 def draw(data: Data) -> Canvas:
-    """The matrices of the first seed in a row, the pattern last."""
+    """Top: the matrices of the first seed, followed by the pattern; bottom: the distance over training."""
     shown = [row for row in data if "token" in row]
     steps = list(dict.fromkeys(row["step"] for row in shown))
     n = max(row["token"] for row in shown) + 1
@@ -117,8 +117,8 @@ def draw(data: Data) -> Canvas:
         axes.set_xticks([])
         axes.set_yticks([])
     below = figure.add_subplot(places[1, :])
-    for seed, found in distances(data).items():
-        below.plot(list(found), list(found.values()), marker="o", color=BLUE, alpha=1 if seed == 0 else 0.4)
+    for seed, by_step in distances(data).items():
+        below.plot(list(by_step), list(by_step.values()), marker="o", color=BLUE, alpha=1 if seed == 0 else 0.4)
     below.set_xlabel("steps")
     below.set_ylabel("distance from the pattern")
     below.set_ylim(0, 1)

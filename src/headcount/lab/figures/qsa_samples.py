@@ -1,4 +1,4 @@
-"""Figure: error on qSA against the number of training sequences, for models of one size."""
+"""Figure: error on qSA against the number of training sequences, for models of equal size."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from headcount.lab.specs.run import RunSpec
 NAME = "qsa-samples"
 MODELS = {"attention": BLUE, "lstm": ORANGE, "ssm": GREEN, "mlp": PINK}
 GOALS = (0.25, 0.1, 0.05)
-"""Errors whose cost in samples is compared; always answering 0 has error 0.33."""
+"""Target errors at which sample counts are compared; always answering 0 has error 0.33."""
 
 
 def plan(scale: Scale) -> list[RunSpec]:
-    """All models at 12,000 parameters, the same sequences for each; the unit is bare, as in the theory."""
+    """All models with 12,000 parameters on the same sequences; attention is the bare unit of the theory."""
     quick = scale == "quick"
     steps = 500 if quick else 1500
-    found = []
+    specs = []
     for model in MODELS:
         bare = False if model == "attention" else None
         for count in (300, 3000, 30_000) if quick else (100, 1000, 10_000, 100_000):
@@ -35,28 +35,28 @@ def plan(scale: Scale) -> list[RunSpec]:
                     batch=64,
                     evaluate_every=steps,
                 )
-                found.append(spec)
-    return found
+                specs.append(spec)
+    return specs
 
 
 def data(inputs: Inputs) -> Data:
     """Mean error and its 95% interval for each model and number of sequences."""
-    found: Data = []
+    rows: Data = []
     for (model, samples), group in groups(inputs.runs, "model", "samples").items():
         errors = [float(row.score or 0.0) for row in group]
         mean, half = mean_and_half_width(errors)
         used = (group[0].result or {})["parameters"]
-        found.append(
+        rows.append(
             {
                 "model": model, "parameters": used, "samples": samples, "seeds": len(errors), "error": round(mean, 5),
                 "half_width_95": round(half, 5), "least": round(min(errors), 5), "largest": round(max(errors), 5),
             }
         )  # fmt: skip
-    return found
+    return rows
 
 
 def samples_needed(data: Data, model: str, goal: float) -> int | None:
-    """The fewest sequences of the plan at which the mean error is at most ``goal``, and stays so."""
+    """The fewest sequences of the plan from which on the mean error is at most ``goal``."""
     rows = sorted((row for row in data if row["model"] == model), key=lambda row: -row["samples"])
     needed = None
     for row in rows:
@@ -67,7 +67,7 @@ def samples_needed(data: Data, model: str, goal: float) -> int | None:
 
 
 def verdict(data: Data) -> str:
-    """Who reaches which error with how many sequences."""
+    """The number of sequences that each model needs for each target error."""
     models = list(dict.fromkeys(row["model"] for row in data))
     most = max(row["samples"] for row in data)
     best = {model: min(row["error"] for row in data if row["model"] == model) for model in models}
@@ -86,7 +86,7 @@ def verdict(data: Data) -> str:
 
 
 def draw(data: Data) -> Canvas:
-    """One line a model with its confidence band."""
+    """One line per model with its confidence band."""
     figure = canvas(6.4, 4.4)
     axes = figure.subplots()
     for model, colour in MODELS.items():

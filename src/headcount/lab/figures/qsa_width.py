@@ -1,15 +1,15 @@
-"""Figure: the smallest embedding dimension that learns qSA, beside what is built and what is proved for the same unit.
+"""Figure: the smallest embedding dimension that learns qSA, with the constructions and bounds for the same unit.
 
 The trained unit has one map phi for queries, keys and values: softmax(Phi Q K' Phi') Phi V with phi(x_i) in R^m a
 linear map of z_i, the indicator of y_i and that of i.
 
 - *Built.* The constructions read keys u_i, values z_i and queries w(y_i). With two maps, (0; w) for queries and (z; u)
   for keys and values, w and u share coordinates: m = d' + k, k = 2q for qsa-polytope. One map
-  phi_i = (z_i; u_i; w(y_i)) has coordinates for both, because every token is read as key and as query at once:
+  phi_i = (z_i; u_i; w(y_i)) needs separate coordinates for each, because every token is both a key and a query:
   m = d' + 2k, which is d' + 4q (``Certificate.single_map_dim``).
-- *Impossible.* qsa-regions and qsa-radon need keys that depend on the position alone. Keys of one map may depend on z
-  and y, too, so these do not apply. qsa-bits and qsa-bits-all do: they hold for any map to m numbers of p bits.
-- *Inputs.* From m = d' + 2N on, the number of its inputs, a linear map can keep them all.
+- *Impossible.* qsa-regions and qsa-radon assume that keys depend only on the position. Keys of one map may also depend
+  on z and y, so these bounds do not apply. qsa-bits and qsa-bits-all hold for any map to m numbers of p bits.
+- *Inputs.* For m >= d' + 2N, the number of inputs, a linear map can preserve them all.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from headcount.lab.specs.run import RunSpec
 NAME = "qsa-width"
 TOKENS, DIM = 20, 4
 BITS = 32
-"""Of a number of the trained unit."""
+"""Bits of a number of the trained unit."""
 BUILT = ("qsa-polytope", "qsa-certificate")
 BOUNDS = ("qsa-bits", "qsa-bits-all")
-"""Both apply to one map; the larger counts."""
+"""Both apply to one map; the larger one is used."""
 POLYTOPE, CERTIFICATE = (f"{name}, one map" for name in BUILT)
 
 
@@ -39,7 +39,7 @@ def goal(sparsity: int) -> float:
 
 
 def plan(scale: Scale) -> list[RunSpec]:
-    """The bare unit at every width and q; a run stops once it has learned."""
+    """The bare unit at every width and q; a run stops when it reaches the goal."""
     if scale == "quick":
         sparsities, widths, seeds, steps = [1, 2, 4], [6, 10, 16, 24, 40, 64], 1, 600
     else:
@@ -54,8 +54,8 @@ def plan(scale: Scale) -> list[RunSpec]:
 
 
 def data(inputs: Inputs) -> Data:
-    """For each q: the smallest width that a majority of the seeds learned with, each seed's own, and the bounds."""
-    found: Data = []
+    """For each q: the smallest widths at which a majority of the seeds, and any seed, succeed, and the bounds."""
+    rows: Data = []
     for (q,), group in groups(inputs.runs, "sparsity").items():
         learned = {
             width: [float(row.score if row.score is not None else math.inf) <= goal(q) for row in of_width]
@@ -63,20 +63,20 @@ def data(inputs: Inputs) -> Data:
         }
         enough = [width for width, wins in learned.items() if 2 * sum(wins) > len(wins)]
         any_seed = [width for width, wins in learned.items() if any(wins)]
-        found.append(
+        rows.append(
             {
                 "sparsity": q, "tokens": TOKENS, "dim": DIM, "goal": goal(q), "seeds": len(learned[max(learned)]),
                 "learned": min(enough, default=None), "learned_by_one_seed": min(any_seed, default=None),
                 "widest_tried": max(learned), **theory(q),
             }
         )  # fmt: skip
-    return found
+    return rows
 
 
 def theory(q: int) -> dict[str, Any]:
-    """What is impossible below, and what is built, at this q, for a unit with one map."""
+    """The lower bounds and the built dimensions at this q for a unit with one map."""
     sizes = Sizes(tokens=TOKENS, sparsity=q, dim=DIM, epsilon=goal(q), precision_bits=BITS)
-    built = {f"{name}, one map": own.certificate.single_map_dim for name, own in constructed("qsa", sizes).items()}
+    built = {f"{name}, one map": unit.certificate.single_map_dim for name, unit in constructed("qsa", sizes).items()}
     return {**embedding_bounds("qsa", sizes, ONE_MAP), **built, "inputs": DIM + 2 * TOKENS}
 
 
@@ -86,7 +86,7 @@ def bound(row: dict[str, Any]) -> int:
 
 
 def verdict(data: Data) -> str:
-    """Where the learned dimensions lie between the bounds."""
+    """How the learned dimensions compare with the built ones and the bounds."""
     rows = [row for row in data if row["learned"] is not None]
     if not rows:
         return f"No width up to {data[0]['widest_tried']} learned qSA at any q."
@@ -105,7 +105,7 @@ def verdict(data: Data) -> str:
 
 
 def draw(data: Data) -> Canvas:
-    """Learned dimensions among the built ones and the bound."""
+    """Learned dimensions, built dimensions and the lower bound over q."""
     figure = canvas(6.4, 4.4)
     axes = figure.subplots()
     q = [row["sparsity"] for row in data]

@@ -1,4 +1,4 @@
-"""All figures, by name: every file of this folder that has a ``FIGURE``."""
+"""All figures by name: every file of this folder that defines a ``FIGURE``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from headcount.lab.figures.base import Figure
 
 @cache
 def _figures() -> Registry[Figure[Any]]:
-    """Files are imported when a figure is first asked for."""
-    modules = sorted(found.name for found in pkgutil.iter_modules(figures.__path__))
+    """Load the figures; their files are imported when a figure is first requested."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(figures.__path__))
     declared = (
         getattr(importlib.import_module(f"{figures.__name__}.{name}"), "FIGURE", None)
         for name in modules
@@ -25,7 +25,7 @@ def _figures() -> Registry[Figure[Any]]:
 
 
 def names() -> tuple[str, ...]:
-    """The names that ``get`` takes, in alphabetical order of their files."""
+    """The names accepted by ``get``, in alphabetical order of their files."""
     return _figures().names()
 
 

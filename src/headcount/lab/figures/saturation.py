@@ -19,32 +19,32 @@ if TYPE_CHECKING:
 COLOURS = (BLUE, ORANGE, GREEN, PINK, GREY, "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SHORTENED = ("logit_range", "output_rms", "energy_rank", "energy_error")
-"""Columns of heads that the CSV has to four digits."""
+"""Columns of head rows that the CSV contains with four significant digits."""
 LINEAR_NATS = 0.1
-"""Loss increases are drawn on a linear scale up to this, on a logarithmic one beyond."""
+"""Loss increases are drawn on a linear scale up to this value and on a logarithmic scale beyond it."""
 
 
-def rows(found: Saturation) -> Data:
-    """The numbers of ``saturation.json`` as rows of one table; ``part`` says what a row is.
+def rows(saturation: Saturation) -> Data:
+    """The numbers of ``saturation.json`` as rows of one table; ``part`` is the type of a row.
 
-    ``head``: ranks and range of logits of one head at one context. ``error``: the relative output error at the rank in
-    ``name``, averaged over all heads, and the absolute one. ``bound``: medians over rows at the rank in ``name`` (see
+    ``head``: ranks and range of logits of one head at one context. ``error``: the relative and the absolute output
+    error at the rank in ``name``, averaged over all heads. ``bound``: medians over rows at the rank in ``name`` (see
     ``BoundRecord``). ``components``: a count's mean over heads, smallest and largest (see ``ComponentCounts``).
-    ``loss``: the increase in nats per token with its 95% interval. ``boundary``: the best step with its interval, in
-    ``layer`` too where it is a boundary. ``claim``: estimate, interval and verdict.
+    ``loss``: the increase in nats per token with its 95% interval. ``boundary``: the best step with its interval, also
+    in ``layer`` if it is a boundary. ``claim``: estimate, interval and verdict.
     """
     result: Data = []
-    for row in found.head_rows():
+    for row in saturation.head_rows():
         measured = {name: _short(row[name]) for name in SHORTENED if name in row}
         result.append({"part": "head", **row, **measured})
-    for context in found.record.contexts:
+    for context in saturation.record.contexts:
         shared = {"context": context.context}
         for error in mean_errors(context):
             pair = {"value": _short(error.relative), "absolute": _short(error.absolute)}
             result.append({"part": "error", **shared, "name": error.rank, **pair})
         for bound in context.bounds:
             result.append({"part": "bound", **shared, "name": bound.rank, **bound.model_dump(exclude={"rank"})})
-        counts = component_counts(found.record, context)
+        counts = component_counts(saturation.record, context)
         for name, spread in (asdict(counts) if counts else {}).items():
             result.append({"part": "components", **shared, "name": name, **_measured(*spread.values())})
         for loss in context.losses:
@@ -56,26 +56,26 @@ def rows(found: Saturation) -> Data:
         if step is not None:
             said = {"layer": step.layer, "verdict": "no boundary" if step.layer is None else "boundary"}
             result.append({"part": "boundary", **shared, **said, **_measured(step.candidate, step.low, step.high)})
-    for claim in found.record.claims:
-        own = _measured(claim.estimate, claim.low, claim.high)
-        result.append({"part": "claim", "name": claim.name, **own, "verdict": claim.verdict})
+    for claim in saturation.record.claims:
+        estimate = _measured(claim.estimate, claim.low, claim.high)
+        result.append({"part": "claim", "name": claim.name, **estimate, "verdict": claim.verdict})
     return result
 
 
-def verdict(found: Saturation) -> str:
-    """Which claims hold on this model."""
-    claims = found.record.claims
+def verdict(saturation: Saturation) -> str:
+    """The claims that hold on this model."""
+    claims = saturation.record.claims
     parts = []
     for outcome in ("holds", "does not hold", "not decided"):
         names = [claim.name for claim in claims if claim.verdict == outcome]
         if names:
             parts.append(f"{outcome}: {', '.join(names)}")
-    return f"Claims on saturation, {display_name(found.record.model)}: {'; '.join(parts) or 'none was tested'}."
+    return f"Claims on saturation, {display_name(saturation.record.model)}: {'; '.join(parts) or 'none was tested'}."
 
 
-def draw(found: Saturation) -> Canvas:
-    """The figure: ranks by layer at each tolerance above; errors by rank, ranges of logits and losses below."""
-    record = found.record
+def draw(saturation: Saturation) -> Canvas:
+    """Top: ranks by layer at each tolerance; bottom: errors by rank, ranges of logits, and losses."""
+    record = saturation.record
     columns = max(3, len(record.tolerances))
     figure = canvas(4.4 * columns, 7.6)
     panels = figure.subplots(2, columns, squeeze=False)
@@ -100,7 +100,7 @@ def draw(found: Saturation) -> Canvas:
 
 
 def _draw_ranges(axes: Axes, contexts: Sequence[ContextRecord]) -> None:
-    """Each layer thin, their mean bold, and the growth beyond which e^(2b)/L rises with L dashed."""
+    """Each layer as a thin line, the mean in bold, and dashed the growth above which e^(2b)/L increases with L."""
     lengths = [context.context for context in contexts]
     layers = range(len(contexts[0].layers))
     for layer in layers:
@@ -119,14 +119,14 @@ def _draw_ranges(axes: Axes, contexts: Sequence[ContextRecord]) -> None:
 
 
 def _draw_losses(axes: Axes, contexts: Sequence[ContextRecord]) -> None:
-    """Increase of the loss with many heads cut at once; nothing of a model without losses."""
+    """Increase of the loss with many heads truncated at once; empty for a record without losses."""
     if not contexts[0].losses:
         axes.set_axis_off()
         return
     names = [loss.name for loss in contexts[0].losses if loss.name != "dense"]
     for index, context in enumerate(contexts):
         chosen = [loss for loss in context.losses if loss.name != "dense"]
-        # Contexts stand side by side within a name's place, which is one wide.
+        # Contexts are drawn side by side within the unit width of each name.
         places = [place + 0.7 * ((index + 0.5) / len(contexts) - 0.5) for place in range(len(names))]
         ends = [[loss.increase - loss.low for loss in chosen], [loss.high - loss.increase for loss in chosen]]
         style: dict[str, Any] = {"color": COLOURS[index % 7], "marker": MARKERS[index % 7], "markersize": 4}
@@ -152,7 +152,7 @@ def _short(value: float | None) -> str:
 
 
 def data(inputs: Inputs) -> Saturation:
-    """The record of a finished measurement."""
+    """Read the record of a finished measurement."""
     return Saturation.open(inputs.work)
 
 

@@ -1,10 +1,11 @@
-"""Figure: language models trained from scratch, planned against uniform and OpenELM's, at equal parameters and cache.
+"""Figure: language models trained from scratch, planned versus uniform and OpenELM, at equal parameters and cache.
 
-Settings: *parameters*, all models have the same number of parameters, whatever their cache; *cache*, the same
-parameters and at most the uniform model's cache; *half*, at most half of it; *start*, the first from transformers'
-plain initial weights, in which what all layers add drowns the embedding, to see what that does to the comparison.
-Within a seed all models see the same batches, so schemes are compared by paired differences. The source
-paper's rule is trained too, alone and on top of the planner's, and ``uniform-heads``, to tell early heads from more.
+Settings: *parameters*, all models have the same number of parameters, regardless of their cache; *cache*, the same
+parameters and at most the uniform model's cache; *half*, at most half of it; *start*, the first setting with
+transformers' plain initial weights, in which the layers' contributions dominate the embedding, to measure the effect on
+the comparison. For each seed, all models see the same batches, so schemes are compared by paired differences. The
+source paper's rule is also trained, alone and combined with the planner's, as well as ``uniform-heads``, to separate
+the effect of early heads from that of more heads.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ SETTINGS = {
     "start": "equal parameters, plain start",
 }
 SHARES = {"cache": 1.0, "half": 0.5}
-"""Settings that limit the cache, to this share of the uniform model's."""
+"""Settings that limit the cache to this share of the uniform model's."""
 BASELINES = ("uniform", "openelm")
 
 
 class Arm(NamedTuple):
-    """What the runs of all seeds share: scheme, share of the uniform model's cache that is allowed, initial weights."""
+    """Configuration shared by all seeds: scheme, allowed share of the uniform model's cache, initial weights."""
 
     model: str
     cache_share: float | None = None
@@ -57,8 +58,8 @@ SEEDS = {
     **dict.fromkeys((Arm(model, start="plain") for model in BASELINES), 3),
     **dict.fromkeys((UNIFORM, Arm("planned")), 4),
 }
-"""Seeds of every arm at full scale: most where the question is. ``planned-heads`` and ``uniform-heads`` have the
-uniform model's cache by themselves."""
+"""Number of seeds of every arm at full scale; the main comparison has the most. ``planned-heads`` and
+``uniform-heads`` have the uniform model's cache without a limit."""
 COLOURS = {"openelm": ORANGE, "planned": BLUE, "planned-heads": GREEN, "planned-both": PINK}
 
 SPEED = "speed.json"
@@ -67,7 +68,7 @@ ROUNDS = 15
 
 
 def plan(scale: Scale) -> list[TextSpec]:
-    """The same text, steps and budget for all; ``full`` adds the single rules, the controls and seeds."""
+    """The same text, steps and budget for all models; ``full`` adds individual rules, controls and more seeds."""
     if scale == "quick":
         fixed: dict[str, Any] = {
             "layers": 4, "hidden": 64, "context": 64, "vocab": 512, "parameters": 250_000, "kinds": ("prose", "code"),
@@ -89,7 +90,7 @@ def plan(scale: Scale) -> list[TextSpec]:
 
 
 class _Speed(pydantic.BaseModel):
-    """Seconds of one decoding step by model and way, in the order in which they were taken in turns."""
+    """Seconds of one decoding step by model and way, in the interleaved order of measurement."""
 
     batch: int
     context: int
@@ -98,42 +99,42 @@ class _Speed(pydantic.BaseModel):
 
 
 def data(inputs: Inputs) -> Data:
-    """A row for each setting and scheme: size, cache, losses, decode speed; paired differences to the baselines of the
-    setting, and to the uniform model of the first (``minus_whole``)."""
+    """One row per setting and scheme: size, cache, losses, decoding speed, and paired differences from the setting's
+    baselines and from the uniform model of the first setting (``minus_whole``)."""
     runs: dict[Arm, dict[int, Row]] = {}
     for row in inputs.runs:
         spec = TextSpec.checked(row.spec)
         runs.setdefault(Arm(spec.model, spec.cache_share, spec.start), {})[spec.seed] = row
-    specs = {arm: TextSpec.checked(next(iter(own.values())).spec) for arm, own in runs.items()}
+    specs = {arm: TextSpec.checked(next(iter(by_seed.values())).spec) for arm, by_seed in runs.items()}
     speed = _speed(specs, inputs.work)
-    found: Data = []
+    entries: Data = []
     for setting in SETTINGS:
         members = {arm.model: arm for arm in runs if _belongs(arm, specs, setting)}
         for model, arm in members.items():
-            design, own = specs[arm].design, runs[arm]
-            losses = {seed: _score(row, "loss") for seed, row in own.items()}
+            design, seed_rows = specs[arm].design, runs[arm]
+            losses = {seed: _score(row, "loss") for seed, row in seed_rows.items()}
             mean, half = mean_and_half_width(list(losses.values()))
             entry: dict[str, Any] = {
-                "setting": setting, "scheme": model, "seeds": len(own), "parameters": design.params,
+                "setting": setting, "scheme": model, "seeds": len(seed_rows), "parameters": design.params,
                 "cache_bytes_per_token": design.cache_bytes_per_token(),
                 "trained_tokens": specs[arm].steps * specs[arm].batch * specs[arm].context,
                 "loss": mean, "loss_half_width": half,
-                "bits_per_byte": statistics.fmean(_score(row, "bits_per_byte") for row in own.values()),
+                "bits_per_byte": statistics.fmean(_score(row, "bits_per_byte") for row in seed_rows.values()),
                 "losses": " ".join(f"{loss:.4f}" for _, loss in sorted(losses.items())),
             }  # fmt: skip
-            for name, other in {**{own: members.get(own) for own in BASELINES}, "whole": UNIFORM}.items():
+            for name, other in {**{base: members.get(base) for base in BASELINES}, "whole": UNIFORM}.items():
                 against = {} if other in (None, arm) else runs.get(other, {})
                 paired = [losses[seed] - _score(against[seed], "loss") for seed in sorted(losses) if seed in against]
                 difference = mean_and_half_width(paired) if paired else (None, None)
                 entry |= dict(zip((f"minus_{name}", f"minus_{name}_half_width"), difference, strict=True))
-            found.append(entry | _decoding(speed, str(arm), str(members.get("uniform", arm))))
-    return found
+            entries.append(entry | _decoding(speed, str(arm), str(members.get("uniform", arm))))
+    return entries
 
 
 def _belongs(arm: Arm, specs: dict[Arm, TextSpec], setting: str) -> bool:
-    """Whether a setting has the arm.
+    """Whether the arm belongs to the setting.
 
-    A model whose cache is within the uniform one's by itself, and no smaller by 1% or more, needs no second run.
+    A model whose unrestricted cache is within the limit, and less than 1% below it, needs no second run.
     """
     if setting == "start" or arm.start == "plain":
         return setting == "start" and arm.start == "plain"
@@ -152,13 +153,13 @@ def _score(row: Row, name: str) -> float:
 
 
 def _speed(specs: dict[Arm, TextSpec], folder: Path) -> _Speed:
-    """Decoding steps of all models in turns; measured once and kept, so that a figure is drawn again the same."""
+    """Interleaved decoding times of all models; measured once and saved, so that redrawing gives the same figure."""
     designs = {str(arm): spec.design for arm, spec in specs.items()}
     size = DECODE["quick" if next(iter(specs.values())).hidden < 128 else "full"]
     if (folder / SPEED).is_file():
-        kept = store.read_json(folder / SPEED, _Speed)
-        if set(kept.seconds) == set(designs):
-            return kept
+        stored = store.read_json(folder / SPEED, _Speed)
+        if set(stored.seconds) == set(designs):
+            return stored
     subjects = [
         Subject(name, build_decoder(design).eval().requires_grad_(False), design.attention)
         for name, design in designs.items()
@@ -176,17 +177,17 @@ def _speed(specs: dict[Arm, TextSpec], folder: Path) -> _Speed:
 
 
 def _decoding(speed: _Speed, name: str, uniform: str) -> dict[str, Any]:
-    """Tokens a second (medians), and the median over rounds of the uniform model's time over this one's."""
+    """Tokens per second (medians), and the median over rounds of the uniform model's time divided by this model's."""
     entry: dict[str, Any] = {"decode": f"{speed.batch}x{speed.context}", "decode_threads": speed.threads}
     for way in ("stock", "own"):
-        own, base = speed.seconds[name][way], speed.seconds[uniform][way]
-        entry[f"decode_tokens_per_s_{way}"] = round(speed.batch / statistics.median(own), 1)
-        entry[f"decode_speedup_{way}"] = round(statistics.median(b / o for b, o in zip(base, own, strict=True)), 3)
+        seconds, base = speed.seconds[name][way], speed.seconds[uniform][way]
+        entry[f"decode_tokens_per_s_{way}"] = round(speed.batch / statistics.median(seconds), 1)
+        entry[f"decode_speedup_{way}"] = round(statistics.median(b / o for b, o in zip(base, seconds, strict=True)), 3)
     return entry
 
 
 def decided(mean: float | None, half: float | None) -> str:
-    """What a paired difference in loss and its 95% interval say of the first model.
+    """What a paired difference in loss and its 95% interval imply about the first model.
 
     >>> decided(-0.02, 0.01), decided(0.02, 0.01), decided(-0.02, 0.03), decided(-0.02, math.nan)
     ('better', 'worse', 'not decided', 'not decided')
@@ -197,14 +198,14 @@ def decided(mean: float | None, half: float | None) -> str:
 
 
 def verdict(data: Data) -> str:
-    """Planned against both baselines in both settings, then the single rules."""
+    """Planned versus both baselines in each setting, then the individual rules."""
     parts = []
     for setting in ("parameters", *SHARES):
-        row = next((own for own in data if own["setting"] == setting and own["scheme"] == "planned"), None)
+        row = next((line for line in data if line["setting"] == setting and line["scheme"] == "planned"), None)
         if row is None:
             continue
         said = " and ".join(_compared(row, baseline) for baseline in BASELINES if row[f"minus_{baseline}"] is not None)
-        uniform = next((own for own in data if own["setting"] == setting and own["scheme"] == "uniform"), row)
+        uniform = next((line for line in data if line["setting"] == setting and line["scheme"] == "uniform"), row)
         share = row["cache_bytes_per_token"] / uniform["cache_bytes_per_token"]
         sizes = f"{row['parameters']:,}, {row['trained_tokens']:,} tokens, {row['seeds']} seeds"
         parts.append(
@@ -239,7 +240,7 @@ def _compared(row: dict[str, Any], baseline: str) -> str:
 
 
 def draw(data: Data) -> Canvas:
-    """Loss against the uniform model of the first setting, cache and decoding speed; a line a scheme."""
+    """Loss relative to the uniform model of the first setting, cache, and decoding speed; one line per scheme."""
     settings = [setting for setting in SETTINGS if any(row["setting"] == setting for row in data)]
     counts = [sum(row["setting"] == setting for row in data) for setting in settings]
     figure = canvas(9.6, 1.6 + 0.42 * sum(counts))

@@ -1,6 +1,6 @@
 """Small trainable models that answer at every token: attention of order two and three, recurrent, state-space, MLP.
 
-``config(name, **options)`` describes one, ``sized`` scales it to a number of parameters, ``build`` makes it.
+``config(name, **options)`` describes a model, ``sized`` scales it to a number of parameters, ``build`` creates it.
 """
 
 from headcount.lab.models.base import ModelConfig, TokenModel, build, count, parameters

@@ -22,14 +22,14 @@ GAIN = Option("gain", "Factor on the initial logits.", kind=float)
 
 @dataclass(frozen=True)
 class AttentionConfig(ModelConfig):
-    """Embedding (linear, to ``width``), ``depth`` layers of attention, a linear answer.
+    """Embedding (linear, to ``width``), ``depth`` layers of attention, a linear output layer.
 
     width: the embedding dimension m. inner: hidden units of each MLP; without MLP, the value dimension of a
-    head. residual, mlp: switched off, one layer is the unit of Sanford et al. 2023, softmax(Phi Q K' Phi')
-    Phi V, and its lower bounds apply (a residual carries the token around the bottleneck of m numbers).
-    norm: layer norms before attention and MLP. blank: a learned token in front that belongs to no input, as
-    the matching constructions need it to tell a good best match from a bad one. gain: factor on the initial
-    queries, so on the initial logits.
+    head. residual, mlp: with both off, one layer is the unit of Sanford et al. 2023, softmax(Phi Q K' Phi')
+    Phi V, and its lower bounds apply (a residual would bypass the bottleneck of m numbers).
+    norm: layer norms before attention and MLP. blank: a learned token prepended to the sequence, which the
+    matching constructions need to distinguish a match from the best non-match. gain: factor on the initial
+    queries, and therefore on the initial logits.
     """
 
     name: ClassVar[str] = "attention"
@@ -55,11 +55,11 @@ class AttentionConfig(ModelConfig):
 
     @property
     def step(self) -> int:
-        """Heads share the width."""
+        """The number of heads, which share the width."""
         return self.heads
 
     def default_inner(self, width: int) -> int:
-        """MLPs are twice as wide as the stream; values share the width among the heads."""
+        """MLPs are twice as wide as the stream; without MLPs, the heads divide the width among their values."""
         return 2 * width if self.mlp else max(1, width // self.heads)
 
     def body(self, features: int, reading: Reading) -> nn.Module:
@@ -69,7 +69,7 @@ class AttentionConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class ThirdOrderConfig(AttentionConfig):
-    """As ``AttentionConfig``, each query meeting pairs of keys."""
+    """Like ``AttentionConfig``, but each query attends to pairs of keys."""
 
     name: ClassVar[str] = "third-order"
     summary: ClassVar[str] = "third-order attention, a softmax over pairs of tokens"
@@ -78,7 +78,7 @@ class ThirdOrderConfig(AttentionConfig):
 
 @dataclass(frozen=True)
 class StrassenConfig(AttentionConfig):
-    """As ``AttentionConfig``, with logits over pairs that are sums of three inner products."""
+    """Like ``AttentionConfig``, but with pair logits that are sums of three inner products."""
 
     name: ClassVar[str] = "strassen"
     summary: ClassVar[str] = "Strassen attention, pair logits that factorise"
@@ -86,7 +86,7 @@ class StrassenConfig(AttentionConfig):
 
 
 class Block(nn.Module):
-    """One layer: attention and an MLP, each with its norm and residual where the config has them."""
+    """One layer: attention and an MLP, each with a norm and a residual if configured."""
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
@@ -108,9 +108,9 @@ class Block(nn.Module):
             self.mlp = nn.Sequential(norm, nn.Linear(m, config.finer), nn.GELU(), nn.Linear(config.finer, m))
 
     def forward(self, stream: Tensor) -> Tensor:
-        """(batch, tokens, width) -> the same."""
-        found, _ = self.attention(self.norm(stream))
-        stream = stream + found if self.residual else found
+        """(batch, tokens, width) -> (batch, tokens, width)."""
+        attended, _ = self.attention(self.norm(stream))
+        stream = stream + attended if self.residual else attended
         if self.mlp is None:
             return stream
         transformed: Tensor = self.mlp(stream)
@@ -118,7 +118,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Embedding, blocks, answer."""
+    """Embedding, blocks and output layer."""
 
     def __init__(self, config: AttentionConfig, features: int, answers: int) -> None:
         super().__init__()
@@ -128,16 +128,16 @@ class Stack(nn.Module):
         self.answer = nn.Linear(config.width, answers)
 
     def stream(self, features: Tensor) -> Tensor:
-        """What the first block reads: the embedded tokens, the blank in front where there is one."""
-        found: Tensor = self.embed(features)
-        if self.blank is not None:  # in front, so that under a causal mask every token sees it
-            found = torch.cat([self.blank.expand(len(found), 1, -1), found], dim=1)
-        return found
+        """The input of the first block: the embedded tokens, preceded by the blank token if there is one."""
+        embedded: Tensor = self.embed(features)
+        if self.blank is not None:  # prepended, so that every token sees it under a causal mask
+            embedded = torch.cat([self.blank.expand(len(embedded), 1, -1), embedded], dim=1)
+        return embedded
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, tokens, features) -> (batch, tokens, answers)."""
-        found = self.stream(features)
+        stream = self.stream(features)
         for block in self.blocks:
-            found = block(found)
-        answers: Tensor = self.answer(found if self.blank is None else found[:, 1:])
+            stream = block(stream)
+        answers: Tensor = self.answer(stream if self.blank is None else stream[:, 1:])
         return answers

@@ -1,4 +1,4 @@
-"""What every model is: a reader, a body made from a small config, and one answer for each token."""
+"""The common structure of all models: a reader, a body built from a small config, and one answer per token."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ FREQUENCIES = Option("frequencies", "Fourier features of a residue.", rank=1)
 
 @dataclass(frozen=True)
 class ModelConfig(ABC):
-    """What a model is made from; a subclass is one kind and fills in ``body``.
+    """The configuration of a model; each subclass is one kind of model and implements ``body``.
 
-    A field that declares an ``Option`` is an option of ``headcount learn`` and a field of run specs and sweeps; options
-    that several kinds have are declared in this file, the others beside their kind.
+    A field that declares an ``Option`` is an option of ``headcount learn`` and a field of run specs and sweeps. Options
+    shared by several kinds are declared in this file, all others next to their kind.
 
-    width: the size that the model is scaled by. inner: a second, finer one (None: follows ``width``); see
-    each kind for what they are. causal: token i is answered from tokens 0..i. embedding, frequencies, table:
-    see ``Reader``.
+    width: the main size, by which the model is scaled. inner: a second, finer size (None: derived from ``width``);
+    their meaning depends on the kind. causal: the answer at token i depends only on tokens 0..i. embedding,
+    frequencies, table: see ``Reader``.
 
-    Raises HeadcountError for sizes below 1 and names that do not exist.
+    Raises HeadcountError for sizes below 1 and unknown names.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     always_causal: ClassVar[bool] = False
-    """Whether no token sees a later one whatever ``causal`` says."""
+    """Whether no token sees a later one, regardless of ``causal``."""
     own_positions: ClassVar[bool] = False
-    """Whether the body knows where tokens stand, so that they are read without positions."""
+    """Whether the body encodes positions itself, so that the reader adds none."""
 
     width: int = WIDTH.field(32)
     inner: int | None = INNER.field(None)
@@ -75,7 +75,7 @@ class ModelConfig(ABC):
         return self.default_inner(self.width) if self.inner is None else self.inner
 
     def default_inner(self, width: int) -> int:
-        """What ``inner`` is at a width unless it is given."""
+        """The default of ``inner`` at a width."""
         return width
 
     @abstractmethod
@@ -83,7 +83,7 @@ class ModelConfig(ABC):
         """The trainable part, (batch, N, features) -> (batch, N, answers)."""
 
     def stretches(self, reading: Reading) -> bool:
-        """Whether the trained model runs at other lengths than ``reading.tokens``."""
+        """Whether the trained model accepts lengths other than ``reading.tokens``."""
         return reading.stretches
 
     def settings(self) -> JsonObject:
@@ -102,25 +102,26 @@ class TokenModel(nn.Module):
         self.body = config.body(self.reader.features, reading)
 
     def forward(self, inputs: Tensor, modulus: int | None = None) -> Tensor:
-        """Answers: binary tasks a logit, classes a score each, vectors the vector itself."""
+        """The answers: a logit for binary tasks, a score per class for class tasks, the vector for vector tasks."""
         answers: Tensor = self.body(self.reader(inputs, modulus))
         return answers
 
 
 def embedding(features: int, width: int) -> nn.Linear:
-    """The linear map that tokens enter by, with entries of variance 1, as the rows of an embedding table have.
+    """The linear embedding of tokens, with entries of variance 1, like the rows of an embedding table.
 
-    PyTorch's own start, variance 1/(3 features), makes the sums of a few indicators so small that attention
-    begins flat: the bare unit then stays at ten times the error on qSA, and third order learns Match3 later.
+    PyTorch's default initialization, variance 1/(3 features), makes sums of a few indicators so small that attention
+    is nearly uniform at first: the bare unit then stays at ten times the error on qSA, and third-order attention
+    learns Match3 later.
     """
-    found = nn.Linear(features, width)
-    nn.init.normal_(found.weight)
-    nn.init.zeros_(found.bias)
-    return found
+    layer = nn.Linear(features, width)
+    nn.init.normal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def build(config: ModelConfig, reading: Reading, seed: int = 0) -> TokenModel:
-    """The model, its weights drawn from ``seed``; the global generator is left as it was.
+    """Create the model with weights drawn from ``seed``; the global generator is left unchanged.
 
     >>> from headcount import tasks
     >>> from headcount.lab import models
@@ -134,11 +135,11 @@ def build(config: ModelConfig, reading: Reading, seed: int = 0) -> TokenModel:
 
 
 def parameters(model: nn.Module) -> int:
-    """How many numbers training changes."""
+    """The number of trainable parameters."""
     return sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
 
 
 def count(config: ModelConfig, reading: Reading) -> int:
-    """The exact number of parameters, counted on a model that takes no memory."""
+    """The exact number of parameters, counted on a model on the meta device, which uses no memory."""
     with torch.device("meta"):
         return parameters(TokenModel(config, reading))

@@ -1,4 +1,4 @@
-"""Fully connected nets: on the flattened sequence, and on each token by itself as a control."""
+"""Fully connected networks: on the flattened sequence, and on each token separately as a control."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FlatConfig(ModelConfig):
     """Embedding of each token (linear, to ``embed``), flattened; ``width`` and ``inner`` hidden units; all answers.
 
     The shared embedding is linear, so the first hidden layer is still a linear map of vec(X), as in Theorem 10
-    of Sanford et al. 2023, only one with fewer parameters.
+    of Sanford et al. 2023, but with fewer parameters.
     """
 
     name: ClassVar[str] = "mlp"
@@ -35,7 +35,7 @@ class FlatConfig(ModelConfig):
         return Flat(self, features, reading.tokens, reading.answers)
 
     def stretches(self, reading: Reading) -> bool:
-        """Its first layer has one length."""
+        """The first layer accepts only one length."""
         return False
 
 
@@ -62,7 +62,7 @@ class Flat(nn.Module):
 
 @dataclass(frozen=True)
 class TokenwiseConfig(ModelConfig):
-    """Two hidden layers, ``width`` and ``inner`` units, on each token by itself: what needs no other token."""
+    """Two hidden layers, ``width`` and ``inner`` units, applied to each token separately."""
 
     name: ClassVar[str] = "mlp-tokenwise"
     summary: ClassVar[str] = "fully connected net on each token by itself (control)"

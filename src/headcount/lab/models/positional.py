@@ -1,4 +1,4 @@
-"""One layer of attention whose heads see lags: position biases, heads and dimensions chosen apart from the stream."""
+"""One layer of attention over lags: position biases, with heads and dimensions independent of the token dimension."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ CONTEXT = Option("context", "positional: lags that a head sees.", rank=3)
 CONTENT = Option("content", "positional: add queries and keys of the tokens.", kind=bool, rank=3)
 BASE = 10_000.0
 _STEEPEST, _FLATTEST = 40.0, 1e-9
-"""Slopes between which biases are told apart in float32 from one-token and from uniform attention."""
+"""Range of slopes whose biases float32 can distinguish from one-token and from uniform attention."""
 
 
 @dataclass(frozen=True)
 class PositionalConfig(ModelConfig):
     """y_t = sum_h O_h sum_{s < L} a_h(s) V_h x_{t-s}, with kernels a_h = softmax of logits over the last L tokens.
 
-    width: H d, the numbers of all ``heads`` together (each head has d = width / heads). context: L. mlp, inner: an
-    MLP with ``inner`` hidden units on the sum, the readout of a target that is not linear. Tokens before the
-    sequence are zero vectors: attended to, with nothing in them, so that every token's kernels are over L lags.
+    width: H d, the dimensions of all ``heads`` together (each head has d = width / heads). context: L. mlp, inner: an
+    MLP with ``inner`` hidden units on the sum, the readout for nonlinear targets. Tokens before the sequence are zero
+    vectors that are attended to, so that every token's kernels cover L lags.
 
     position, the logits at lag s:
-    - ``alibi``: -m_h s, slopes that start at 2^(-8 h / H) as in Press et al. 2021 and are trained; ``alibi-fixed``:
-      they stay there. - ``relative``: b_h(s), one number a lag, trained.
+    - ``alibi``: -m_h s, with trained slopes initialized to 2^(-8 h / H) as in Press et al. 2021; ``alibi-fixed``:
+      the same with fixed slopes. - ``relative``: b_h(s), one trained number per lag.
     - ``rope``: (R_s p_h)' r_h / sqrt(d) with trained p_h, r_h in R^d and rotations of floor(d / 2) pairs at
-      base^(-2i/d): what rotary heads can tell apart by position depends on d (nothing at d = 1).
+      base^(-2i/d): the positions that rotary heads can distinguish depend on d (none at d = 1).
 
     content: whether queries and keys of the tokens, q' k / sqrt(d), are added to the logits. Without them, kernels are
-    those of the theory (``headcount.allocation``), and the layer is linear in x.
+    those of the theory (``headcount.lags``), and the layer is linear in x.
 
-    No residual: it would carry lag 0 past the heads.
+    There is no residual, since it would carry lag 0 past the heads.
     """
 
     name: ClassVar[str] = "positional"
@@ -72,16 +72,16 @@ class PositionalConfig(ModelConfig):
 
     @property
     def step(self) -> int:
-        """Heads share the width."""
+        """The number of heads, which share the width."""
         return self.heads
 
     @property
     def dim(self) -> int:
-        """d: numbers of one head."""
+        """d: the dimension of one head."""
         return self.width // self.heads
 
     def default_inner(self, width: int) -> int:
-        """MLPs are twice as wide as the heads together."""
+        """MLPs are twice as wide as all heads together."""
         return 2 * width
 
     def body(self, features: int, reading: Reading) -> nn.Module:
@@ -90,7 +90,7 @@ class PositionalConfig(ModelConfig):
 
 
 class Kernels(nn.Module):
-    """The logits of position, (H, L)."""
+    """The position logits, (H, L)."""
 
     lags: Tensor
 
@@ -119,14 +119,14 @@ class Kernels(nn.Module):
 
 
 class Positional(nn.Module):
-    """Values, kernels over lags, outputs; an MLP where the config has one."""
+    """Values, kernels over lags and outputs, followed by an MLP if configured."""
 
     def __init__(self, config: PositionalConfig, features: int, answers: int) -> None:
         super().__init__()
         self.config = config
         self.kernels = Kernels(config)
         self.values = nn.Linear(features, config.width, bias=False)
-        # An MLP reads a stream as wide as the tokens.
+        # The input of the MLP is as wide as the tokens.
         self.outputs = nn.Linear(config.width, features if config.mlp else answers, bias=False)
         self.queries: nn.Linear | None = None
         if config.content:
@@ -137,15 +137,15 @@ class Positional(nn.Module):
             self.mlp = nn.Sequential(nn.Linear(features, config.finer), nn.GELU(), nn.Linear(config.finer, answers))
 
     def forward(self, features: Float[Tensor, "batch tokens features"]) -> Float[Tensor, "batch tokens answers"]:
-        """Answers of all tokens."""
-        found: Tensor = self.outputs(self._mixed(features))
+        """The answers at all tokens."""
+        outputs: Tensor = self.outputs(self._mixed(features))
         if self.mlp is None:
-            return found
-        answers: Tensor = self.mlp(found)
+            return outputs
+        answers: Tensor = self.mlp(outputs)
         return answers
 
     def _mixed(self, features: Tensor) -> Tensor:
-        """(batch, tokens, features) -> (batch, tokens, H d): each head's values, mixed by its kernel."""
+        """(batch, tokens, features) -> (batch, tokens, H d): the values of each head, weighted by its kernel."""
         tokens, heads = features.shape[1], self.config.heads
         values = self.values(features).unflatten(-1, (heads, -1))
         if self.queries is None:
@@ -154,13 +154,13 @@ class Positional(nn.Module):
         return torch.einsum("bhts,bshd->bthd", self._attention(features), values).flatten(-2)
 
     def toeplitz(self, kernels: Tensor, tokens: int, empty: float = 0.0) -> Tensor:
-        """(H, L) over lags -> (H, tokens, tokens): at [h, t, s] the kernel at lag t - s, ``empty`` outside."""
+        """(H, L) over lags -> (H, tokens, tokens): the kernel at lag t - s at [h, t, s], ``empty`` outside."""
         known = kernels[:, :tokens]
         padded = functional.pad(known.flip(-1), (tokens - known.shape[-1], tokens - 1), value=empty)
         return padded.unfold(-1, tokens, 1).flip(-2)
 
     def _attention(self, features: Tensor) -> Tensor:
-        """(batch, H, tokens, tokens): with content in the logits. Tokens before the sequence have logits of 0 there."""
+        """(batch, H, tokens, tokens), with content logits, which are 0 for tokens before the sequence."""
         tokens, config = features.shape[1], self.config
         assert self.queries is not None
         query, key = (
@@ -171,15 +171,15 @@ class Positional(nn.Module):
             query, key = rotated(query, places), rotated(key, places)
         bias = self.kernels()
         logits = query @ key.transpose(-1, -2) / math.sqrt(config.dim) + self.toeplitz(bias, tokens, -math.inf)
-        # What the lags that reach before the sequence add to the denominator, as one more logit for each token.
-        missing = bias.flip(-1).logcumsumexp(-1).flip(-1)  # at s: of lags s and more
+        # The denominator's terms for lags before the sequence, as one additional logit per token.
+        missing = bias.flip(-1).logcumsumexp(-1).flip(-1)  # at s: of lags >= s
         before = functional.pad(missing[:, 1:], (0, max(0, tokens - config.context + 1)), value=-math.inf)[:, :tokens]
         joined = torch.cat([before[None, :, :, None].expand(len(features), -1, -1, -1), logits], dim=-1)
         return joined.softmax(-1)[..., 1:]
 
 
 def rotated(vectors: Tensor, places: Tensor) -> Tensor:
-    """Pairs (i, i + floor(d/2)) of vectors (..., T, d) turned by place * base^(-2i/d); an odd last number stays.
+    """Rotate the pairs (i, i + floor(d/2)) of (..., T, d) by place * base^(-2i/d); an odd last entry is unchanged.
 
     >>> rotated(torch.tensor([[1.0, 0.0]]), torch.tensor([math.pi / 2])).round(decimals=6).abs().tolist()
     [[0.0, 1.0]]

@@ -1,4 +1,4 @@
-"""What a model reads of a task and what it must answer, and the features that it starts from."""
+"""The inputs and answers that a task requires of a model, and the features of the inputs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Embedding = Literal["frozen", "learned"]
 EMBEDDINGS: tuple[Embedding, ...] = ("frozen", "learned")
 
 WAVES = 8
-"""Sine and cosine pairs that name a position, where a task needs positions and lengths may change."""
+"""Number of sine and cosine pairs that encode a position, for tasks with positions and variable lengths."""
 
 
 @dataclass(frozen=True)
 class Reading:
     """The sizes of a task that a model is built for.
 
-    symbols: input symbols (None: tokens are vectors). sparsity, dim: q and d' of tokens (z_i; y_i; i), else 0;
-    vectors without sets have a sparsity of 0.
-    answers: numbers a token is answered with. circular: symbols are residues, so that Fourier features are
-    theirs. ordered: the answer depends on the order of the tokens.
+    symbols: number of input symbols (None: tokens are vectors). sparsity, dim: q and d' of tokens (z_i; y_i; i),
+    else 0; vectors without sets have a sparsity of 0.
+    answers: numbers per answer. circular: symbols are residues, for which Fourier features apply.
+    ordered: the answer depends on the order of the tokens.
 
     >>> from headcount import tasks
     >>> Reading.of(tasks.get("match3", tokens=8)).answers
@@ -47,7 +47,7 @@ class Reading:
 
     @classmethod
     def of(cls, task: Task) -> Reading:
-        """What a model of ``task`` reads and answers."""
+        """The reading of a task."""
         sizes = task.parameters()
         vectors = task.vocabulary is None
         return cls(
@@ -62,21 +62,21 @@ class Reading:
 
     @property
     def stretches(self) -> bool:
-        """Whether the features exist at other lengths too: a set of q tokens of N is an N-hot vector."""
+        """Whether the features are defined at other lengths; a set among N tokens needs an N-dimensional indicator."""
         return self.symbols is not None or self.sparsity == 0
 
 
 class Reader(nn.Module):
-    """Raw tokens to features, (batch, N) or (batch, N, d' + q + 1) -> (batch, N, ``features``).
+    """Convert raw tokens to features, (batch, N) or (batch, N, d' + q + 1) -> (batch, N, ``features``).
 
-    - residues mod M, frozen: cos and sin of 2 pi k x / M for k = 1..``frequencies``. Any residue is told from
-      any other by k = 1 alone; more frequencies make near residues look less alike.
-    - residues, learned, and other symbols: a table of ``table`` numbers a symbol.
-    - vectors: as they are.
-    - (z_i; y_i; i): z_i, the indicator of the set y_i in {0,1}^N, the indicator of i. Linear maps of these
-      are what the theory's keys u_i and queries sum_{j in y} u_j are.
+    - residues mod M, frozen: cos and sin of 2 pi k x / M for k = 1..``frequencies``. k = 1 already distinguishes
+      all residues; more frequencies make nearby residues less similar.
+    - residues, learned, and other symbols: a table with ``table`` numbers per symbol.
+    - vectors: unchanged.
+    - (z_i; y_i; i): z_i, the indicator of the set y_i in {0,1}^N, the indicator of i. The theory's keys u_i
+      and queries sum_{j in y} u_j are linear maps of these.
 
-    Where the order matters, symbols and vectors get sines and cosines of the position besides (``WAVES`` of each).
+    If the order matters, sines and cosines of the position are appended to symbols and vectors (``WAVES`` of each).
     """
 
     def __init__(self, reading: Reading, embedding: Embedding, frequencies: int, table: int) -> None:
@@ -101,18 +101,18 @@ class Reader(nn.Module):
             self.features += 2 * WAVES
 
     def forward(self, inputs: Tensor, modulus: int | None = None) -> Float[Tensor, "batch tokens features"]:
-        """Features of ``inputs``; ``modulus``: the residues are of another task, mod this M (frozen only)."""
+        """Features of ``inputs``. modulus: the M of the residues, if it differs from the reading's (frozen only)."""
         if self.reading.symbols is None and self.reading.sparsity:
             return self._sets(inputs)
         if self.reading.symbols is None:
-            found = inputs
+            features = inputs
         elif self.table is not None:
-            found = self.table(inputs)
+            features = self.table(inputs)
         else:
-            found = waves(inputs / (modulus or self.reading.symbols), self.frequencies)
+            features = waves(inputs / (modulus or self.reading.symbols), self.frequencies)
         if self.reading.ordered:
-            found = torch.cat([found, self._positions(inputs).to(found.dtype)], dim=-1)
-        return found
+            features = torch.cat([features, self._positions(inputs).to(features.dtype)], dim=-1)
+        return features
 
     def _sets(self, inputs: Tensor) -> Tensor:
         d, q, n = self.reading.dim, self.reading.sparsity, self.reading.tokens
@@ -124,12 +124,12 @@ class Reader(nn.Module):
         return features.scatter_(-1, places, 1.0)
 
     def _positions(self, inputs: Tensor) -> Tensor:
-        """Wavelengths from 2 to 2^WAVES positions: the shortest tell neighbours apart, the longest the ends."""
+        """Wavelengths from 2 to 2^WAVES positions: the shortest distinguish neighbours, the longest the ends."""
         place = torch.arange(inputs.shape[1], device=inputs.device, dtype=torch.float64)
         turns = place[:, None] / 2.0 ** torch.arange(1, WAVES + 1, device=inputs.device)
         angle = 2 * math.pi * turns
-        found = torch.cat([angle.cos(), angle.sin()], dim=-1)
-        return found.expand(inputs.shape[0], -1, -1)
+        encodings = torch.cat([angle.cos(), angle.sin()], dim=-1)
+        return encodings.expand(inputs.shape[0], -1, -1)
 
 
 def waves(turns: Tensor, frequencies: int) -> Tensor:
@@ -139,5 +139,5 @@ def waves(turns: Tensor, frequencies: int) -> Tensor:
 
 
 def batch_inputs(task: Task, batch: Any) -> Tensor:
-    """A batch's inputs as models read them."""
+    """The inputs of a batch as a tensor for models."""
     return torch.from_numpy(task.model_input(batch).copy())

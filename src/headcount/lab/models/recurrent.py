@@ -1,4 +1,4 @@
-"""Recurrent nets: LSTM, GRU and the plain one, read from one side or from both."""
+"""Recurrent networks: LSTM, GRU and plain RNN, unidirectional or bidirectional."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Cells = nn.LSTM | nn.GRU | nn.RNN
 
 @dataclass(frozen=True)
 class RecurrentConfig(ModelConfig):
-    """Embedding (linear, to ``inner``), ``depth`` recurrent layers of ``width`` units, a linear answer.
+    """Embedding (linear, to ``inner``), ``depth`` recurrent layers of ``width`` units, a linear output layer.
 
-    Not causal: one net from each side, ``width`` units each, as tasks that ask about later tokens need.
+    If not causal, the layers are bidirectional with ``width`` units per direction, which tasks that ask about later
+    tokens require.
     """
 
     cell: ClassVar[type[Cells]]
@@ -49,7 +50,7 @@ class GRUConfig(RecurrentConfig):
 
 @dataclass(frozen=True)
 class RNNConfig(RecurrentConfig):
-    """The plain tanh net; its state is ``width`` numbers."""
+    """The plain tanh network; its state is ``width`` numbers."""
 
     name: ClassVar[str] = "rnn"
     summary: ClassVar[str] = "plain recurrent net, from both sides unless causal"
@@ -57,7 +58,7 @@ class RNNConfig(RecurrentConfig):
 
 
 class Recurrent(nn.Module):
-    """Embedding, recurrent layers, answer."""
+    """Embedding, recurrent layers and output layer."""
 
     def __init__(self, config: RecurrentConfig, features: int, answers: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which models there are, by name."""
+"""The registry of models, by name."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ _MODELS = Registry("model", ((config.name, config) for config in _ALL))
 
 
 def register(config: type[ModelConfig]) -> type[ModelConfig]:
-    """Add a kind of model of your own: ``headcount learn`` and sweeps then take it and the options that it declares.
+    """Register a custom kind of model; ``headcount learn`` and sweeps then accept it and its declared options.
 
-    Raises ``ValueError`` where the name is taken, or an option is another model's by name alone. Usable as a decorator.
+    Raises ``ValueError`` if the name is taken, or if an option differs from another model's option of the same name.
+    Usable as a decorator.
     """
     merged(*declared_options(), *options_of(config))
     return _MODELS.register(config.name, config)
 
 
 def declared_options() -> tuple[Option, ...]:
-    """Every option that a model takes from commands and sweeps, once.
+    """All options that models accept from commands and sweeps, without duplicates.
 
     >>> [option.name for option in declared_options()][:4]
     ['width', 'inner', 'depth', 'heads']
@@ -55,19 +56,19 @@ def _declared(known: tuple[type[ModelConfig], ...]) -> tuple[Option, ...]:
 
 
 def names() -> tuple[str, ...]:
-    """The names that ``config`` takes."""
+    """The names accepted by ``config``."""
     return _MODELS.names()
 
 
 def config_class(name: str) -> type[ModelConfig]:
-    """The config of one kind of model; its fields are the options that it takes."""
+    """The config class of one kind of model; its fields are the accepted options."""
     return _MODELS.get(name)
 
 
 def config(name: str, **options: Any) -> ModelConfig:
-    """The config of the model ``name``; what is left out takes its default.
+    """The config of the model ``name``; omitted options take their defaults.
 
-    Raises HeadcountError for an unknown name, an option that the model lacks, or a value out of range.
+    Raises HeadcountError for an unknown name, an option that the model does not have, or a value out of range.
 
     >>> config("lstm", width=20).finer
     20

@@ -1,4 +1,4 @@
-"""Every model at the same number of parameters."""
+"""Scale models to a given number of parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headcount.lab.models.base import ModelConfig, count
 from headcount.lab.models.reading import Reading
 
 TOLERANCE = 0.05
-"""How far, relative to the target, the count may stay from it."""
+"""Largest relative deviation of the count from the target."""
 _LARGEST = 2**16
 
 
@@ -19,10 +19,10 @@ _LARGEST = 2**16
 def sized(config: ModelConfig, reading: Reading, target: int) -> ModelConfig:
     """``config`` with the ``width`` and ``inner`` whose parameter count is nearest to ``target``.
 
-    The width comes first, with ``inner`` at its default; then ``inner`` is moved, by up to half, to come
-    closer. Both counts grow with their size, so each search is a bisection.
+    The width is chosen first, with the default ``inner``; then ``inner`` is adjusted by up to half to come
+    closer. The count increases with either size, so each search is a bisection.
 
-    Raises HeadcountError where nothing comes within ``TOLERANCE``.
+    Raises HeadcountError if no count is within ``TOLERANCE``.
 
     >>> from headcount import tasks
     >>> from headcount.lab import models
@@ -59,7 +59,7 @@ def sized(config: ModelConfig, reading: Reading, target: int) -> ModelConfig:
 
 
 def _below(size: Callable[[int], int], target: int, low: int, high: int) -> int:
-    """The largest k in [low, high] with ``size(k) <= target``; ``low`` where there is none."""
+    """The largest k in [low, high] with ``size(k) <= target``; ``low`` if there is none."""
     step = low
     while step < high and size(min(2 * step, high)) <= target:
         step = min(2 * step, high)

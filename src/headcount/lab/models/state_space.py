@@ -1,8 +1,8 @@
-"""A state-space model: Mamba-2 layers in their dual form, products of small matrices instead of a scan.
+"""A state-space model: Mamba-2 layers in their dual form, with products of small matrices instead of a scan.
 
-transformers has the same layer, but its path for processors without a GPU takes some fifty times as long as an
-LSTM at the sizes of the learning lab, in Python loops and five-dimensional intermediates. Parameters carry
-transformers' names, and the tests hold this layer against transformers' with the same weights.
+transformers has the same layer, but its CPU path, which uses Python loops and five-dimensional intermediates, is about
+fifty times as slow as an LSTM at the sizes of the learning lab. Parameters have the same names as in transformers, and
+the tests compare this layer with transformers' layer with the same weights.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from headcount.lab.models.base import DEPTH, HEADS, ModelConfig
 from headcount.lab.models.reading import Reading
 
 CONV = 4
-"""Tokens that the convolution in front of the recurrence sees."""
+"""Kernel size in tokens of the convolution before the recurrence."""
 TIME_STEPS = (1e-3, 1e-1)
 """Range of the initial step sizes, log-uniform (Gu and Dao 2023)."""
 
 
 @dataclass(frozen=True)
 class StateSpaceConfig(ModelConfig):
-    """Embedding (linear, to ``width``), ``depth`` Mamba-2 layers (Dao and Gu 2024), a linear answer.
+    """Embedding (linear, to ``width``), ``depth`` Mamba-2 layers (Dao and Gu 2024), a linear output layer.
 
-    A layer keeps 2 ``width`` channels of ``inner`` state numbers, split into ``heads`` heads that forget at
-    one rate each, and the last inputs of a convolution over 4 tokens. Not causal: one stack from each side.
+    The state of a layer is 2 ``width`` channels of ``inner`` numbers, split into ``heads`` heads with one decay rate
+    each, and the last inputs of a convolution over 4 tokens. If not causal, there is one stack per direction.
     """
 
     name: ClassVar[str] = "ssm"
@@ -40,20 +40,20 @@ class StateSpaceConfig(ModelConfig):
 
     @property
     def step(self) -> int:
-        """2 ``width`` channels are shared among the heads."""
+        """The heads share 2 ``width`` channels."""
         return self.heads // math.gcd(2, self.heads)
 
     def default_inner(self, width: int) -> int:
-        """State numbers of a channel: Mamba's own choice."""
+        """State numbers per channel, as in Mamba."""
         return 16
 
     def body(self, features: int, reading: Reading) -> nn.Module:
-        """The stack, or one for each side."""
+        """The stack, or one stack per direction."""
         return StateSpace(self, features, reading.answers)
 
 
 class StateSpace(nn.Module):
-    """Embedding, Mamba-2 from one or both sides, answer."""
+    """Embedding, Mamba-2 in one or both directions, and output layer."""
 
     def __init__(self, config: StateSpaceConfig, features: int, answers: int) -> None:
         super().__init__()
@@ -67,15 +67,15 @@ class StateSpace(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(batch, tokens, features) -> (batch, tokens, answers)."""
         stream = self.embed(features)
-        found = [self.sides[0](stream)]
+        streams = [self.sides[0](stream)]
         if len(self.sides) == 2:
-            found.append(self.sides[1](stream.flip(1)).flip(1))
-        answers: Tensor = self.answer(torch.cat(found, dim=-1))
+            streams.append(self.sides[1](stream.flip(1)).flip(1))
+        answers: Tensor = self.answer(torch.cat(streams, dim=-1))
         return answers
 
 
 class MambaBlock(nn.Module):
-    """A norm, the mixer, and the residual."""
+    """A norm and the mixer, with a residual."""
 
     def __init__(self, width: int, states: int, heads: int) -> None:
         super().__init__()
@@ -123,14 +123,14 @@ class Mamba2(nn.Module):
         return projected
 
     def _convolved(self, mixture: Tensor) -> Tensor:
-        """Each channel with the last ``CONV`` tokens, (batch, tokens, mixed); torch's own is slow backward."""
+        """Convolve each channel over the last ``CONV`` tokens; the backward pass of PyTorch's convolution is slow."""
         padded = pad(mixture, (0, 0, CONV - 1, 0))
         taps, tokens = self.conv1d.weight[:, 0], mixture.shape[1]
         assert self.conv1d.bias is not None
-        found = self.conv1d.bias + padded[:, :tokens] * taps[:, 0]
+        convolved = self.conv1d.bias + padded[:, :tokens] * taps[:, 0]
         for k in range(1, CONV):
-            found = found + padded[:, k : k + tokens] * taps[:, k]
-        return found
+            convolved = convolved + padded[:, k : k + tokens] * taps[:, k]
+        return convolved
 
 
 def decays(logs: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Runs described by flat fields."""
+"""Specifications of training runs as flat fields."""

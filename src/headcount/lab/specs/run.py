@@ -1,9 +1,9 @@
 """One training run: {task, model, training}, written as three parts or as flat fields.
 
-The command line, a sweep's file, rows and run folders speak flat fields, ``{"task": "qsa", "tokens": 8, "width": 12,
-"steps": 500}``: the sizes that tasks declare (``headcount.tasks.sizes``), the options that models declare
-(``headcount.lab.models``), the fields of ``TrainingPart``. ``inputs`` gives them in one order, whatever the spec was
-made from, so that digests and folders do not depend on how it was written.
+The command line, sweep files, rows and run folders use flat fields, ``{"task": "qsa", "tokens": 8, "width": 12,
+"steps": 500}``: the sizes declared by tasks (``headcount.tasks.sizes``), the options declared by models
+(``headcount.lab.models``), and the fields of ``TrainingPart``. ``inputs`` returns them in a fixed order, so that
+digests and folders do not depend on how the spec was written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from headcount.tasks import Kind, Task
 
 
 class Part(pydantic.BaseModel):
-    """Fields that are checked when they are made, and stay."""
+    """Immutable fields that are validated on construction."""
 
     model_config = pydantic.ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), ignored_types=(cached_property,)
@@ -33,16 +33,16 @@ class Part(pydantic.BaseModel):
 
 
 class Spec(Part):
-    """What every kind of training run is described by: fields that are checked, and that name it."""
+    """The base of all training run specs: validated fields that identify the run."""
 
     @classmethod
     def fields(cls) -> tuple[str, ...]:
-        """The names of its flat fields, in the order of ``inputs``."""
+        """The names of the flat fields, in the order of ``inputs``."""
         return tuple(cls.model_fields)
 
     @classmethod
     def checked(cls, fields: Mapping[str, Any]) -> Self:
-        """From untyped fields; what is unknown or out of range is named in a HeadcountError."""
+        """Create a spec from untyped fields; a HeadcountError names fields that are unknown or out of range."""
         fields = flattened(fields)
         unknown = sorted(set(fields) - set(cls.fields()))
         if unknown:
@@ -58,16 +58,16 @@ class Spec(Part):
             raise HeadcountError(f"{name}: {first['msg']}, not {first.get('input')!r}", fix=f"change {name}") from None
 
     def inputs(self) -> dict[str, Any]:
-        """The flat fields as JSON values, without those at None: what a run folder is made from."""
+        """The flat fields that are not None, as JSON values; a run folder stores these."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def identity(self) -> str:
-        """What two runs must share for one's result to be the other's."""
+        """The key that two runs must share for their results to be interchangeable."""
         return json.dumps(self.inputs(), sort_keys=True)
 
 
 def flattened(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat fields from a mapping that may hold the parts ``task``, ``model`` and ``training``.
+    """Flat fields from a mapping that may contain the parts ``task``, ``model`` and ``training``.
 
     >>> flattened({"task": {"name": "qsa", "sizes": {"tokens": 8}}, "training": {"steps": 5}, "width": 4})
     {'task': 'qsa', 'tokens': 8, 'steps': 5, 'width': 4}
@@ -83,7 +83,7 @@ def flattened(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat_name(place: tuple[int | str, ...]) -> str:
-    """Where pydantic found a mistake, as the flat field that it is in."""
+    """The flat field of the location of a pydantic error."""
     names = [str(step) for step in place]
     if names[1:] == ["name"]:
         return names[0]
@@ -91,19 +91,19 @@ def _flat_name(place: tuple[int | str, ...]) -> str:
 
 
 class TaskPart(Part):
-    """The task of a run: its name, and the sizes that are given; the others take the task's defaults."""
+    """The task of a run: its name and the specified sizes; all other sizes take the task's defaults."""
 
     name: str
     sizes: dict[str, Any] = {}
 
 
 class ModelPart(Part):
-    """The model of a run: its name, its size, and the options that are given; the others take the model's defaults.
+    """The model of a run: its name, its size and the specified options; all other options take the model's defaults.
 
-    parameters: the model is scaled to this many (``headcount.lab.models.sized``) unless ``width`` is among the options.
-    Without an option for them, residual, mlp and blank of attention are off for tasks that ask for a mean (the bare
-    unit of the theory), on for the others. start: of positional models on n-grams, ``constructed``: from the weights of
-    the best uniform layer of ``headcount.lags``; ``kernels``: with its kernels only, which are not trained.
+    parameters: the model is scaled to this number (``headcount.lab.models.sized``) unless ``width`` is specified.
+    If unspecified, residual, mlp and blank of attention are off for tasks that ask for a mean (the bare unit of the
+    theory) and on for all others. start: for positional models on n-grams; ``constructed``: start from the weights of
+    the best uniform layer of ``headcount.lags``; ``kernels``: start from its kernels only, and do not train them.
     """
 
     name: str = "attention"
@@ -115,12 +115,12 @@ class ModelPart(Part):
 class TrainingPart(Part):
     """How a run is trained and examined.
 
-    samples: distinct training sequences, gone through again and again; None draws fresh ones throughout.
-    answered: ``last`` counts only the last token's answer. start_tokens: a curriculum for the matching tasks,
-    lengths that double from here to ``tokens``, an equal share of the steps each, every length with its own
-    natural modulus. target: evaluation stops the run once the error is at most, or the accuracy at least,
-    this. kind: how training sequences are drawn; ``signs`` is for qSA, vectors z = +-e_1 by fair coins, and
-    held-out sequences are then drawn so too. snapshots: steps after which the weights are kept.
+    samples: number of distinct training sequences, cycled through repeatedly; None draws fresh sequences throughout.
+    answered: ``last`` counts only the answer at the last token. start_tokens: a curriculum for the matching tasks, with
+    lengths doubling from this to ``tokens``, an equal share of the steps each, and each length's default modulus.
+    target: the run stops at the first evaluation with an error of at most, or an accuracy of at least, this
+    value. kind: how training sequences are drawn; ``signs`` is for qSA with vectors z = +-e_1 by fair coins, and
+    also applies to held-out sequences. snapshots: steps after which the weights are saved.
     """
 
     seed: int = 0
@@ -143,21 +143,21 @@ class TrainingPart(Part):
 
 @lru_cache(maxsize=16)
 def _checker(options: tuple[Option, ...]) -> type[pydantic.BaseModel]:
-    """A model whose fields are declared options, all of them optional."""
+    """A pydantic model whose fields are the declared options, all optional."""
     fields: dict[str, Any] = {option.name: (option.kind | None, None) for option in options}
     return pydantic.create_model("Declared", __config__=pydantic.ConfigDict(protected_namespaces=()), **fields)
 
 
 def _given(options: tuple[Option, ...], flat: dict[str, Any]) -> dict[str, Any]:
-    """Take the options out of flat fields: those that are given, checked, in the order of their declaration."""
+    """Remove the specified options from the flat fields and return them, validated, in order of declaration."""
     values = {option.name: flat.pop(option.name) for option in options if option.name in flat}
     checked = _checker(options)(**values)
     return {option.name: value for option in options if (value := getattr(checked, option.name)) is not None}
 
 
 class RunSpec(Spec):
-    """A task, a model, and how it is trained. Every flat field is an attribute, too; sizes and options that are not
-    given are None there.
+    """A task, a model, and how it is trained. Every flat field is also an attribute, with None for unspecified sizes
+    and options.
 
     >>> spec = RunSpec(task="match3", model="lstm", tokens=8, steps=100)
     >>> spec.config.name, spec.task.sizes, spec.training.steps, spec.tokens, spec.modulus
@@ -198,7 +198,7 @@ class RunSpec(Spec):
 
     @classmethod
     def fields(cls) -> tuple[str, ...]:
-        """The names of the flat fields. Raises ``ValueError`` where a size or an option has another field's name."""
+        """The names of the flat fields. Raises ``ValueError`` if a size or an option has the name of another field."""
         sizes, options = (
             [option.name for option in each] for each in (tasks.declared_sizes(), models.declared_options())
         )
@@ -210,24 +210,24 @@ class RunSpec(Spec):
         return names
 
     def inputs(self) -> dict[str, Any]:
-        """The flat fields that are given, as JSON values, in the order of ``fields``."""
+        """The specified flat fields as JSON values, in the order of ``fields``."""
         flat = {"task": self.task.name, "model": self.model.name, **self.task.sizes, **self.model.options}
         flat |= {"parameters": self.model.parameters, "start": self.model.start}
         flat |= self.training.model_dump(mode="json", exclude_none=True)
         return {name: flat[name] for name in self.fields() if flat.get(name) is not None}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A spec with other flat fields."""
+        """A copy with some flat fields replaced."""
         return type(self)(**self.inputs() | dict(update or {}))
 
     @property
     def task_name(self) -> str:
-        """The task, as messages and tables name it."""
+        """The name of the task in messages and tables."""
         return self.task.name
 
     @property
     def model_name(self) -> str:
-        """The model, as messages and tables name it."""
+        """The name of the model in messages and tables."""
         return self.model.name
 
     @cached_property
@@ -237,26 +237,26 @@ class RunSpec(Spec):
 
     @cached_property
     def reading(self) -> Reading:
-        """What the model is built for."""
+        """The reading for which the model is built."""
         return Reading.of(self.problem)
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The model's config, scaled to ``parameters`` unless a width is given."""
+        """The model's config, scaled to ``parameters`` unless a width is specified."""
         chosen = dict(self.model.options)
         known = {field.name for field in dataclasses.fields(models.config_class(self.model.name))}
-        # Where a mean is asked, the theory's bare unit spends its parameters best; a match must be told from the
-        # best non-match, which takes a blank and a threshold.
+        # For tasks that ask for a mean, the theory's bare unit uses parameters most efficiently. Distinguishing a match
+        # from the best non-match requires a blank and a threshold.
         averages = self.problem.answer == "vector"
         for name, default in (("residual", not averages), ("mlp", not averages), ("blank", not averages)):
             if name in known:
                 chosen.setdefault(name, default)
-        found = models.config(self.model.name, **chosen)
-        return found if "width" in chosen else models.sized(found, self.reading, self.model.parameters)
+        config = models.config(self.model.name, **chosen)
+        return config if "width" in chosen else models.sized(config, self.reading, self.model.parameters)
 
     @property
     def lengths(self) -> list[int]:
-        """The lengths of the curriculum's stages; the task's own alone where there is none."""
+        """The lengths of the curriculum's stages; only the task's length if there is no curriculum."""
         tokens = self.problem.tokens
         shortest = self.training.start_tokens
         if shortest is None:
@@ -267,15 +267,15 @@ class RunSpec(Spec):
                 f"{self.model.name}",
                 fix="leave out --start-tokens",
             )
-        found = [tokens]
-        while found[0] % 2 == 0 and found[0] > shortest:
-            found.insert(0, found[0] // 2)
-        if found[0] != shortest or self.modulus is not None or self.training.samples is not None:
+        lengths = [tokens]
+        while lengths[0] % 2 == 0 and lengths[0] > shortest:
+            lengths.insert(0, lengths[0] // 2)
+        if lengths[0] != shortest or self.modulus is not None or self.training.samples is not None:
             raise HeadcountError(
                 f"{shortest} tokens do not double to {tokens} with moduli of their own and fresh sequences",
                 fix="choose tokens divided by a power of two, and leave out --modulus and --samples",
             )
-        return found
+        return lengths
 
     @property
     def higher_is_better(self) -> bool:
@@ -284,16 +284,16 @@ class RunSpec(Spec):
 
     @property
     def score_name(self) -> str:
-        """What the score is called in results."""
+        """The name of the score in results."""
         return "balanced_accuracy" if self.higher_is_better else "error"
 
     @property
     def main_kind(self) -> Kind | Literal["signs"]:
-        """The kind of the held-out sequences that the score is taken on."""
+        """The kind of held-out sequences on which the score is computed."""
         return "signs" if self.training.kind == "signs" else "uniform"
 
     def check(self) -> RunSpec:
-        """The spec itself; HeadcountError for one that cannot be run, before any work."""
+        """Return the spec; raise HeadcountError before any work if it cannot be run."""
         _ = self.config, self.lengths
         if self.training.kind == "signs" and self.task.name != "qsa":
             raise HeadcountError(f"{self.task.name} has no signs to draw", fix="leave out --kind signs")
@@ -307,7 +307,7 @@ class RunSpec(Spec):
         return self
 
     def described(self) -> dict[str, Any]:
-        """What a run is of, as its result says it."""
+        """The description of the run in its result."""
         return {
             "task": self.task.name,
             "sizes": self.problem.parameters(),

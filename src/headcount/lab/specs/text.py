@@ -1,4 +1,4 @@
-"""One training run of a language model on text, described by flat fields, as ``spec.RunSpec`` describes a task's."""
+"""One training run of a language model on text, described by flat fields like ``run.RunSpec`` for tasks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from headcount.shapes.decoder import DecoderSpec
 from headcount.shapes.planned import plan_scratch
 
 KINDS = ("prose", "code", "library")
-"""Kinds of text (``pretrained.texts``) that language models are trained and examined on by default."""
+"""Default kinds of text (``pretrained.texts``) on which language models are trained and examined."""
 Count = Annotated[int, pydantic.Field(ge=1)]
 
 
 class TextSpec(Spec):
     """A new model under a budget, and how it is trained to predict the next token.
 
-    model: a scheme of ``plan --scratch``. cache_share: besides its budget of ``parameters``, the model's cache has at
-    most this share of the bytes a token that the uniform model's has by itself. start: new weights as
-    ``models.decoder`` draws them (``scaled``), or ``plain``, as transformers' Llama does: what layers add is then
-    larger by sqrt(2 layers). vocab: entries of the byte-pair vocabulary. evaluations: held-out windows that the curve
-    is taken on; the examination at the end takes ``examined`` of every kind. autocast: products in bfloat16.
+    model: a scheme of ``plan --scratch``. cache_share: in addition to the budget of ``parameters``, limits the cache
+    bytes per token to this share of the unrestricted uniform model's. start: initial weights as drawn by
+    ``shapes.decoder`` (``scaled``), or ``plain`` as in transformers' Llama, where the contributions of layers are
+    larger by sqrt(2 layers). vocab: entries of the byte-pair vocabulary. evaluations: held-out windows per evaluation
+    of the curve; the final examination uses ``examined`` windows of every kind. autocast: matrix products in bfloat16.
 
     >>> spec = TextSpec(model="uniform", layers=2, hidden=64, context=32, vocab=300, parameters=120_000)
     >>> spec.design.params <= 120_000
@@ -60,17 +60,17 @@ class TextSpec(Spec):
 
     @property
     def task_name(self) -> str:
-        """The task, as messages and tables name it."""
+        """The name of the task in messages and tables."""
         return self.task
 
     @property
     def model_name(self) -> str:
-        """The model, as messages and tables name it."""
+        """The name of the model in messages and tables."""
         return self.model
 
     @property
     def design(self) -> DecoderSpec:
-        """The model that the scheme makes of the budget."""
+        """The model that the scheme designs for the budget."""
         sizes = (self.layers, self.hidden, self.context, self.vocab, self.parameters)
         if self.cache_share is None:
             return _design(self.model, *sizes)
@@ -84,25 +84,25 @@ class TextSpec(Spec):
 
     @property
     def score_name(self) -> str:
-        """Nats a token."""
+        """The name of the score in results, in nats per token."""
         return "loss"
 
     @property
     def main_kind(self) -> str:
-        """The text that the score is taken on: all kinds together."""
+        """The kind of text on which the score is computed: all kinds together."""
         return "text"
 
     def check(self) -> TextSpec:
-        """The spec itself; HeadcountError for a model that cannot be had."""
+        """Return the spec; raise HeadcountError if no model fits the budget."""
         _ = self.design
         return self
 
     def identity(self) -> str:
-        """The fields and the model's sizes: once the planner's rules change, a scheme's old results are not its own."""
+        """The fields and the model's sizes, so that a change of the planner's rules invalidates old results."""
         return super().identity() + self.design.model_dump_json(exclude={"layers": {"__all__": {"reason"}}})
 
     def described(self) -> dict[str, Any]:
-        """What a run is of, as its result says it."""
+        """The description of the run in its result."""
         return {
             "task": self.task,
             "sizes": {"context": self.context, "vocab": self.vocab},
@@ -114,7 +114,7 @@ class TextSpec(Spec):
 def _design(
     scheme: str, layers: int, hidden: int, context: int, vocab: int, params: int, cache_bytes: int | None = None
 ) -> DecoderSpec:
-    """A scheme's model; MLP widths are whole numbers, so that all schemes come close to one number of parameters."""
+    """A scheme's model; MLP widths may be any integer, so that all schemes come close to the same parameter count."""
     return plan_scratch(
         layers=layers,
         hidden=hidden,
@@ -131,5 +131,5 @@ AnySpec = RunSpec | TextSpec
 
 
 def checked(fields: dict[str, Any]) -> AnySpec:
-    """The spec that fields describe: of text where ``task`` says so, else of a task."""
+    """The spec described by the fields: ``TextSpec`` if ``task`` is ``text``, else ``RunSpec``."""
     return TextSpec.checked(fields) if fields.get("task") == "text" else RunSpec.checked(fields)

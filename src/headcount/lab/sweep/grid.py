@@ -1,4 +1,4 @@
-"""A sweep's file: fixed fields, a grid over others, seeds; checked before anything runs."""
+"""Sweep files: fixed fields, a grid over other fields, and seeds, all validated before any run starts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MANY_RUNS = 10_000
 TABLES = ("fixed", "grid", "seeds")
 T = TypeVar("T")
 SPELLINGS = {"params": "parameters"}
-"""Options of ``learn`` that a run spec names otherwise."""
+"""Options of ``learn`` that have a different name in a run spec."""
 
 
 def read_grid(path: Path, allow_many: bool = False) -> list[RunSpec]:
-    """The runs of a sweep's TOML file.
+    """Read the runs of a sweep's TOML file.
 
     ::
 
         seeds = 3                 # 0, 1, 2; or a list
 
-        [fixed]                   # fields of every run, see RunSpec; parts ([fixed.training] ...) may hold them, too
+        [fixed]                   # fields of every run, see RunSpec; may be grouped in parts ([fixed.training] ...)
         task = "match3"
         tokens = 8
 
@@ -34,30 +34,30 @@ def read_grid(path: Path, allow_many: bool = False) -> list[RunSpec]:
         model = ["attention", "third-order"]
         depth = [1, 2]
 
-    Raises HeadcountError for a file that is no TOML, unknown tables or fields (named), values out of range, a
-    grid without runs, and one of more than 10,000 unless ``allow_many``.
+    Raises HeadcountError for invalid TOML, unknown tables or fields (which it names), values out of range, an
+    empty grid, and a grid of more than 10,000 runs unless ``allow_many``.
     """
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise HeadcountError(f"{path} cannot be read ({error.strerror})", fix="check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HeadcountError(f"{path} is no TOML file ({error})", fix="see headcount sweep --help") from error
-    unknown = sorted(set(found) - set(TABLES))
+    unknown = sorted(set(tables) - set(TABLES))
     if unknown:
         raise HeadcountError(
             f"{path} has {', '.join(map(repr, unknown))} at its top", fix=f"it may hold {', '.join(TABLES)}"
         )
     for table in ("fixed", "grid"):
-        if not isinstance(found.get(table, {}), dict):
+        if not isinstance(tables.get(table, {}), dict):
             raise HeadcountError(f"{table} in {path} is no table", fix=f"write [{table}] above its fields")
-    return runs(found.get("fixed", {}), found.get("grid", {}), found.get("seeds", 1), allow_many)
+    return runs(tables.get("fixed", {}), tables.get("grid", {}), tables.get("seeds", 1), allow_many)
 
 
 def runs(
     fixed: Mapping[str, Any], grid: Mapping[str, Any], seeds: int | list[int] = 1, allow_many: bool = False
 ) -> list[RunSpec]:
-    """Every combination of the grid's values with the fixed fields, for each seed; the last field varies fastest.
+    """Every combination of the grid's values with the fixed fields, for each seed; seeds vary fastest.
 
     >>> [spec.seed for spec in runs({"task": "qsa"}, {"model": ["lstm", "gru"]}, seeds=2)]
     [0, 1, 0, 1]

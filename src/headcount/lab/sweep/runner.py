@@ -1,9 +1,9 @@
-"""Many runs, spread over processes or machines; what is finished is never run again.
+"""Many runs, distributed over processes or machines; finished runs are never repeated.
 
-A finished run is one file, ``rows/<digest>.json``, named by the run's fields and written in one piece: any
-number of processes may write to one folder, and a sweep that was killed goes on with what is missing. When
-all are there, ``table.csv`` lists them in the grid's order; times stand apart in ``timing.csv``, so that a
-sweep that was killed and restarted gives the same table as one that was not.
+A finished run is one file, ``rows/<digest>.json``, named after a digest of the run's fields and written atomically, so
+any number of processes may write to one folder, and an interrupted sweep resumes with the missing runs. When all runs
+are finished, ``table.csv`` lists them in grid order. Times are stored separately in ``timing.csv``, so that an
+interrupted and resumed sweep gives the same table as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROWS, RUNS, TABLE, TIMING = "rows", "runs.json", "table.csv", "timing.csv"
 
 
 class Row(pydantic.BaseModel):
-    """One run's outcome: ``result`` (``Trained.summary``), or ``error`` in a line."""
+    """The outcome of one run: ``result`` (``Trained.summary``), or a one-line ``error``."""
 
     spec: JsonObject
     result: JsonObject | None = None
@@ -39,9 +39,9 @@ class Row(pydantic.BaseModel):
 
     @property
     def score(self) -> float | None:
-        """The error, the balanced accuracy, or the loss, on what was not trained on."""
-        found = self.result or {}
-        return found.get("error", found.get("balanced_accuracy", found.get("loss")))
+        """The error, balanced accuracy or loss on held-out data."""
+        result = self.result or {}
+        return result.get("error", result.get("balanced_accuracy", result.get("loss")))
 
 
 class _Runs(pydantic.BaseModel):
@@ -49,20 +49,20 @@ class _Runs(pydantic.BaseModel):
 
 
 def digest(spec: AnySpec) -> str:
-    """The name of a run: a hash of its fields (of text, of the planned model besides)."""
+    """The name of a run: a hash of its fields, and for text also of the planned model."""
     return store.digest(spec.identity())
 
 
 def run_one(spec: AnySpec, folder: Path | None = None, keep: bool = False) -> Row:
-    """Train one run in this process; an error becomes a row. Its row is written where the folder is in reach.
+    """Train one run in this process; errors are recorded in the row, which is written if the folder is accessible.
 
-    keep: the weights stay in ``runs/<digest>``, and a run that was killed goes on from its checkpoint there.
+    keep: save the weights in ``runs/<digest>``; an interrupted run resumes from its checkpoint there.
     """
     started = time.perf_counter()
-    own = run_folder(folder, spec) if keep and folder is not None else None
+    weights_folder = run_folder(folder, spec) if keep and folder is not None else None
     try:
-        row = Row(spec=spec.inputs(), result=train(spec, own).summary())
-    except Exception as error:  # whatever it is, the other runs go on, and the row tells
+        row = Row(spec=spec.inputs(), result=train(spec, weights_folder).summary())
+    except Exception as error:  # any error is recorded in the row, and the other runs continue
         row = Row(spec=spec.inputs(), error=f"{type(error).__name__}: {error}".splitlines()[0])
     row.seconds = time.perf_counter() - started
     if folder is not None and folder.is_dir():
@@ -80,11 +80,11 @@ def sweep(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> list[Row]:
-    """Run what is not finished yet in ``folder``, and write the table; the rows in the order of ``specs``.
+    """Execute the unfinished runs in ``folder`` and write the table; returns the rows in the order of ``specs``.
 
-    engine: ``loky``, processes of this machine, one thread each; ``ray``, joblib's Ray backend, on the cluster
-    that Ray is connected to or would start. workers: how many at once; -1 takes all processors. keep: see
-    ``run_one``. Runs that failed are rows with an error; they are run again when the sweep is.
+    engine: ``loky``, processes on this machine with one thread each; ``ray``, joblib's Ray backend, on the cluster
+    that Ray is connected to or starts. workers: number of parallel runs; -1 uses all processors. keep: see
+    ``run_one``. Failed runs have rows with an error and are repeated when the sweep is run again.
     """
     require("joblib")
     store.open_run_folder(folder, "sweep", {"runs": [digest(spec) for spec in specs]}, overwrite)
@@ -94,7 +94,7 @@ def sweep(
     missing = list({digest(spec): spec for spec in specs if digest(spec) not in done}.values())
     progress("sweep", len(done), len(done) + len(missing))
     for spec, row in _spread(missing, folder, engine, workers, keep):
-        if not _row_file(folder, spec).exists():  # the worker was another machine
+        if not _row_file(folder, spec).exists():  # the worker ran on another machine
             store.write_json(_row_file(folder, spec), row)
         done[digest(spec)] = row
         progress("sweep", len(done), len({digest(spec) for spec in specs}))
@@ -107,7 +107,7 @@ def sweep(
 def _spread(
     specs: Sequence[AnySpec], folder: Path, engine: Engine, workers: int, keep: bool
 ) -> Iterator[tuple[AnySpec, Row]]:
-    """Rows as they are finished."""
+    """Yield rows as runs finish."""
     if not specs:
         return
     with optional_imports():
@@ -135,13 +135,13 @@ def _register_ray() -> None:
 
 
 def read_row(folder: Path, spec: AnySpec) -> Row | None:
-    """The row of a run, None where there is none."""
+    """The row of a run, or None if there is none."""
     path = _row_file(folder, spec)
     return store.read_json(path, Row) if path.exists() else None
 
 
 def run_folder(folder: Path, spec: AnySpec) -> Path:
-    """Where a sweep keeps what belongs to one run besides its row."""
+    """The folder in which a sweep stores the files of one run other than its row."""
     return folder / "runs" / digest(spec)
 
 
@@ -150,7 +150,7 @@ def _row_file(folder: Path, spec: AnySpec) -> Path:
 
 
 def status(folder: Path) -> dict[str, int]:
-    """How many runs of a sweep are done, failed and missing."""
+    """The numbers of finished, failed and missing runs of a sweep."""
     if store.run_kind(folder) != "sweep":
         raise HeadcountError(f"{folder} is no sweep's folder", fix="give the --out of a sweep")
     specs = [checked(fields) for fields in store.read_json(folder / RUNS, _Runs).runs]
@@ -161,16 +161,16 @@ def status(folder: Path) -> dict[str, int]:
 
 
 def flat(row: Row) -> JsonObject:
-    """A row as the columns of a table: the fields of the run, then what it came to, without times."""
-    found = row.result or {}
+    """A row as table columns: the fields of the run, then its results, without times."""
+    result = row.result or {}
     scores = {
         f"{kind} {name}": value
-        for kind, entry in found.get("scores", {}).items()
+        for kind, entry in result.get("scores", {}).items()
         for name, value in entry.items()
         if name in ("error", "balanced_accuracy", "majority_accuracy", "loss", "bits_per_byte")
     }
-    sized = {f"used {name}": found.get("config", {}).get(name) for name in ("width", "inner")} if found else {}
-    counts = {f"found {name}": found[name] for name in ("parameters", "samples", "steps") if name in found}
+    sized = {f"used {name}": result.get("config", {}).get(name) for name in ("width", "inner")} if result else {}
+    counts = {f"found {name}": result[name] for name in ("parameters", "samples", "steps") if name in result}
     return {**row.spec, **sized, **counts, **scores, "failure": row.error}
 
 

@@ -1,4 +1,4 @@
-"""A training run's state in one safetensors file: weights, the optimiser's moments, the curve so far."""
+"""The state of a training run in one safetensors file: weights, optimiser moments and the curve so far."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.AdamW, curve: Curv
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> Curve:
-    """Read a state back into the model and the optimiser; the curve tells how many steps are done."""
+    """Load a state into the model and the optimiser; the number of losses in the curve is the number of steps done."""
     tensors = store.read_tensors(path)
     model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
     for index, parameter in enumerate(_parameters(optimizer)):

@@ -1,8 +1,8 @@
 """Real text as tokens: a byte-pair vocabulary learned on the training documents, and windows by seed and step.
 
-Documents are those of ``pretrained.texts``, whose split is fixed: language models train on the *calibration* ones and
-are examined on the *evaluation* ones. The vocabulary starts from the 256 bytes, so that any text has tokens and
-every token a length in bytes; losses of different vocabularies are compared in bits a byte.
+The documents are those of ``pretrained.texts``, with a fixed split: language models train on the *calibration*
+documents and are examined on the *evaluation* documents. The vocabulary includes all 256 bytes, so any text can be
+tokenized and every token has a length in bytes; losses with different vocabularies are compared in bits per byte.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from headcount.core.seeds import derive, numpy_generator
 from headcount.pretrained.text.texts import Split, documents
 
 END = "<end>"
-"""The token behind every document."""
+"""The token at the end of every document."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token streams by kind, documents in a fixed order one behind the other. lengths: bytes of every token."""
+    """Token streams by kind, with documents concatenated in a fixed order. lengths: bytes of every token."""
 
     train: Tensor
     held_out: dict[str, Tensor]
     lengths: Tensor
 
     def batch(self, seed: int, step: int, rows: int, context: int) -> Tensor:
-        """Windows (rows, context + 1) from anywhere in the training text: a function of seed and step alone."""
+        """Random windows (rows, context + 1) of the training text, which depend only on seed and step."""
         generator = numpy_generator(seed, "text", step)
         starts = torch.from_numpy(generator.integers(0, len(self.train) - context, rows))
         return self.train[starts[:, None] + torch.arange(context + 1)].long()
 
     def windows(self, kind: str, count: int, context: int) -> Tensor:
-        """Up to ``count`` held-out windows of a kind, (count, context + 1), spread evenly over its text; the same
+        """Up to ``count`` held-out windows of a kind, (count, context + 1), evenly spaced in its text and identical
         for all seeds and models."""
         stream = self.held_out[kind]
         fitting = (len(stream) - 1) // context
@@ -52,20 +52,20 @@ class Corpus:
 
 @lru_cache(maxsize=2)
 def corpus(kinds: tuple[str, ...], vocab: int) -> Corpus:
-    """The text of some kinds in a vocabulary of ``vocab`` entries, learned on its training half."""
+    """The text of the given kinds in a vocabulary of ``vocab`` entries, learned on the training split."""
     tokenizer = learn_vocabulary([text for kind in kinds for text in _texts(kind, "calibration")], vocab)
     train = [_stream(tokenizer, _texts(kind, "calibration")) for kind in kinds]
     held_out = {kind: _stream(tokenizer, _texts(kind, "evaluation")) for kind in kinds}
     names = sorted((number, token) for token, number in tokenizer.get_vocab().items())
-    # In the byte-level alphabet every character stands for a byte; the end of a document has none.
+    # In the byte-level alphabet every character represents one byte; the end token has no bytes.
     lengths = torch.tensor([0 if token == END else len(token) for _, token in names])
     return Corpus(torch.cat(train), held_out, lengths)
 
 
 def learn_vocabulary(texts: Sequence[str], size: int) -> Any:
-    """A byte-level byte-pair tokenizer with ``size`` entries, the end of a document among them.
+    """A byte-level byte-pair tokenizer with ``size`` entries, including the end token.
 
-    Raises HeadcountError where the text has too few different pairs for that many.
+    Raises HeadcountError if the text has too few distinct pairs.
     """
     with optional_imports():
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -89,13 +89,13 @@ def learn_vocabulary(texts: Sequence[str], size: int) -> Any:
 
 
 def _texts(kind: str, split: Split) -> list[str]:
-    """A kind's documents of a split in a fixed, mixed order."""
-    found = documents(kind, split)
-    return [document.text for document in sorted(found, key=lambda own: derive(0, "order", kind, own.name))]
+    """The documents of a kind and split in a fixed, shuffled order."""
+    in_split = documents(kind, split)
+    return [document.text for document in sorted(in_split, key=lambda doc: derive(0, "order", kind, doc.name))]
 
 
 def _stream(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     end = tokenizer.token_to_id(END)
     encoded = tokenizer.encode_batch(list(texts))
-    parts = [np.array([*own.ids, end], dtype=np.int32) for own in encoded]
+    parts = [np.array([*encoding.ids, end], dtype=np.int32) for encoding in encoded]
     return torch.from_numpy(np.concatenate(parts))

@@ -1,4 +1,4 @@
-"""Batches for training: any step's batch can be had by itself, so a resumed run sees what the first one would."""
+"""Training batches with random access by step, so that a resumed run sees the same batches as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from headcount.tasks import Kind, Task
 from headcount.tasks.dataset import as_tensors
 
 BLOCK = 40_960
-"""Tokens that are drawn at once: enough to spread the cost of a call, few enough to stay small at any length."""
+"""Tokens drawn per call: enough to amortize the overhead of a call, and few enough to limit memory at any length."""
 FIXED = 512
-"""Sequences of a fixed training set that are drawn at once."""
+"""Sequences of a fixed training set drawn per call."""
 
 
 @dataclass(frozen=True)
 class Portion:
-    """Inputs and targets of some sequences, and the task that they are of."""
+    """Inputs and targets of sequences, and their task."""
 
     task: Task
     inputs: Tensor
@@ -31,7 +31,7 @@ class Portion:
 
     @property
     def modulus(self) -> int | None:
-        """M where the tokens are residues."""
+        """M, if the tokens are residues."""
         return self.task.vocabulary
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class Source:
         self._order: tuple[int, np.ndarray] | None = None
 
     def stage(self, step: int) -> int:
-        """The stage of the curriculum that a step belongs to."""
+        """The curriculum stage of a step."""
         return int(min(step * len(self.stages) // self.spec.steps, len(self.stages) - 1))
 
     def batch(self, step: int) -> Portion:
@@ -83,7 +83,7 @@ class Source:
         return Portion(block.task, block.inputs[rows], block.targets[rows])
 
     def _again(self, step: int) -> Portion:
-        """From the fixed set, one random order after the other."""
+        """The batch of a step from the fixed set, in a new random order in each epoch."""
         count = self.spec.samples or 0
         if self._fixed is None:
             blocks = [
@@ -106,6 +106,6 @@ class Source:
 
 
 def _by_epoch(places: np.ndarray, count: int) -> list[tuple[int, np.ndarray]]:
-    """Places of an endless stream as (epoch, places within it)."""
+    """Split positions in an endless stream into (epoch, positions within the epoch)."""
     epochs = places // count
     return [(int(e), places[epochs == e] % count) for e in np.unique(epochs)]

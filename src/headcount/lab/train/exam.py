@@ -1,4 +1,4 @@
-"""Scores of a model on sequences that it was not trained on: fresh, balanced, adversarial, and longer ones."""
+"""Scores of a model on held-out sequences: uniform, balanced, adversarial, and longer ones."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from headcount.lab.train.data import Portion, draw
 from headcount.tasks import NO_ANSWER
 
 ROWS = 256
-"""Sequences that are answered at once."""
+"""Sequences per forward pass."""
 
 
 def loss(answers: Tensor, portion: Portion, last: bool = False) -> Tensor:
-    """What training lowers: the mean, over the tokens that are asked, of
+    """The training loss: the mean, over the tokens that are asked, of
 
     binary: the cross entropy of the logit; class: the cross entropy; vector: the squared Euclidean distance.
     """
@@ -36,10 +36,10 @@ def loss(answers: Tensor, portion: Portion, last: bool = False) -> Tensor:
 
 
 def score(answers: Tensor, portion: Portion, last: bool = False) -> float:
-    """How well answers do, averaged over all tokens that are asked.
+    """The score of answers, averaged over all tokens that are asked.
 
     vector: the root of the mean squared Euclidean distance. binary and class: balanced accuracy, the mean over
-    the classes that occur of the share that is right, so that always giving one class is worth 1/classes.
+    all occurring classes of the share of correct answers, so that a constant answer scores 1/classes.
     """
     targets = portion.targets
     if last:
@@ -47,61 +47,61 @@ def score(answers: Tensor, portion: Portion, last: bool = False) -> float:
     if portion.task.answer == "vector":
         return math.sqrt((answers - targets).double().square().sum(-1).mean().item())
     if portion.task.answer == "binary":
-        given, wanted = (answers[..., 0] > 0).long().flatten(), targets.long().flatten()
+        predicted, labels = (answers[..., 0] > 0).long().flatten(), targets.long().flatten()
     else:
-        given, wanted = answers.argmax(-1).flatten(), targets.flatten()
-        given, wanted = given[wanted != NO_ANSWER], wanted[wanted != NO_ANSWER]
-    if not len(wanted):
+        predicted, labels = answers.argmax(-1).flatten(), targets.flatten()
+        predicted, labels = predicted[labels != NO_ANSWER], labels[labels != NO_ANSWER]
+    if not len(labels):
         return math.nan
-    right = (given == wanted).double()
-    counts = torch.bincount(wanted)
-    shares = torch.bincount(wanted, weights=right)[counts > 0] / counts[counts > 0]
+    right = (predicted == labels).double()
+    counts = torch.bincount(labels)
+    shares = torch.bincount(labels, weights=right)[counts > 0] / counts[counts > 0]
     return shares.mean().item()
 
 
 def majority(portion: Portion) -> float:
-    """The plain accuracy of always giving the most frequent answer; of no use for vectors (nan)."""
+    """The plain accuracy of always giving the most frequent answer; nan for vectors."""
     if portion.task.answer == "vector":
         return math.nan
-    wanted = portion.targets.long().flatten()
-    wanted = wanted[wanted != NO_ANSWER]
-    return torch.bincount(wanted).max().item() / len(wanted) if len(wanted) else math.nan
+    labels = portion.targets.long().flatten()
+    labels = labels[labels != NO_ANSWER]
+    return torch.bincount(labels).max().item() / len(labels) if len(labels) else math.nan
 
 
 @torch.no_grad()
 def evaluate(model: TokenModel, portion: Portion, last: bool = False) -> float:
-    """The score of a model on some sequences."""
+    """The score of a model on the given sequences."""
     model.eval()
-    found = [model(portion.inputs[start : start + ROWS], portion.modulus) for start in range(0, len(portion), ROWS)]
+    answers = [model(portion.inputs[start : start + ROWS], portion.modulus) for start in range(0, len(portion), ROWS)]
     model.train()
-    return score(torch.cat(found), portion, last)
+    return score(torch.cat(answers), portion, last)
 
 
 def held_out(spec: RunSpec, kind: str, count: int) -> Portion:
-    """Sequences of one kind that training does not draw: their seed is another purpose's."""
+    """Held-out sequences of one kind, drawn from a seed stream that training does not use."""
     return draw(spec.problem, derive(spec.seed, "exam", kind), count, kind)
 
 
 def examine(model: TokenModel, spec: RunSpec) -> dict[str, dict[str, float | str]]:
     """The scores on every kind: ``uniform``, ``balanced``, ``adversarial``, ``longer`` (twice the tokens).
 
-    ``longer`` keeps M and takes balanced sequences, since at a fixed M longer uniform ones are mostly
-    positive. A kind that the task or the model does not have says why under ``reason``.
+    ``longer`` uses the same M and balanced sequences, since longer uniform sequences with the same M are mostly
+    positive. For a kind that the task or the model does not support, ``reason`` states why.
     """
-    found: dict[str, dict[str, float | str]] = {}
+    scores: dict[str, dict[str, float | str]] = {}
     last = spec.answered == "last"
     for kind in dict.fromkeys((spec.main_kind, "uniform", "balanced", "adversarial", "longer")):
         try:
             portion = _longer(spec) if kind == "longer" else held_out(spec, kind, spec.evaluations)
         except HeadcountError as error:
-            found[kind] = {"reason": error.message}
+            scores[kind] = {"reason": error.message}
             continue
         value = evaluate(model, portion, last)
         entry: dict[str, float | str] = {spec.score_name: value}
         if spec.higher_is_better:
             entry["majority_accuracy"] = majority(portion)
-        found[kind] = entry
-    return found
+        scores[kind] = entry
+    return scores
 
 
 def _longer(spec: RunSpec) -> Portion:

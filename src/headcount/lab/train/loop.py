@@ -1,4 +1,4 @@
-"""The training loop: the only one, for every task, model, sweep and figure."""
+"""The training loop, shared by all tasks, models, sweeps and figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESULT, WEIGHTS, TIMING = "result.json", "weights.safetensors", "timing.json"
 
 
 class NonFiniteError(CheckFailedError):
-    """The loss or its gradient is no number; ``step`` counts from 0."""
+    """The loss or its gradient is not finite; ``step`` counts from 0."""
 
     def __init__(self, step: int, what: str, last_good: str) -> None:
         self.step = step
@@ -35,7 +35,7 @@ class NonFiniteError(CheckFailedError):
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: the model, its curve, the scores on every kind, and where the time went (seconds)."""
+    """A finished run: the model, its curve, the scores on every kind, and a breakdown of the time in seconds."""
 
     spec: AnySpec
     model: Any
@@ -49,7 +49,7 @@ class Trained:
         return float(self.scores[self.spec.main_kind][self.spec.score_name])
 
     def summary(self) -> JsonObject:
-        """What a run is reported by; the same for the same spec, so without times."""
+        """The reported summary of a run; it depends only on the spec and therefore contains no times."""
         steps = len(self.curve.losses)
         return {
             **self.spec.described(),
@@ -65,16 +65,16 @@ class Trained:
 def train(
     spec: AnySpec, folder: Path | None = None, *, threads: int = 1, progress: Progress = silent, overwrite: bool = False
 ) -> Trained:
-    """Train a model as ``spec`` says and examine it.
+    """Train a model as specified by ``spec`` and examine it.
 
-    AdamW; the rate rises linearly over ``warmup`` steps and falls to 0 along a cosine; gradients are clipped
-    to norm ``clip``. With ``folder`` the state is kept there every ``checkpoint_every`` steps, and a run that
-    was killed goes on from the last one: batches are a function of the seed and the step alone, so its curve
-    and weights are those of a run that was not. At these sizes one thread is the fastest; with one the result
-    is the same to the bit on one machine.
+    The optimiser is AdamW; the learning rate increases linearly over ``warmup`` steps and then decays to 0 along a
+    cosine; gradients are clipped to norm ``clip``. With ``folder``, the state is saved there every ``checkpoint_every``
+    steps, and an interrupted run resumes from the last checkpoint. Batches depend only on the seed and the step, so a
+    resumed run has the same curve and weights as an uninterrupted one. At these sizes one thread is fastest, and with
+    one thread the result is bitwise reproducible on one machine.
 
-    Raises NonFiniteError, with the step and the last good checkpoint, when the loss or its gradient is no
-    number; HeadcountError for a spec that cannot be run or a folder of another one.
+    Raises NonFiniteError, with the step and the last good checkpoint, if the loss or its gradient is not
+    finite; HeadcountError for a spec that cannot be run or a folder of another spec.
     """
     spec.check()
     if folder is not None:
@@ -84,7 +84,7 @@ def train(
 
 
 class _Run:
-    """One run while it lasts."""
+    """The state of a run in progress."""
 
     def __init__(self, spec: AnySpec, folder: Path | None, progress: Progress) -> None:
         self.spec, self.folder, self.progress = spec, folder, progress
@@ -101,7 +101,7 @@ class _Run:
             self.saved = len(self.curve.losses)
 
     def finish(self) -> Trained:
-        """Train to the end, examine, write the results."""
+        """Train to the end, examine the model and write the results."""
         started = time.perf_counter()
         self.subject.hold_out()
         self.seconds["evaluation"] += time.perf_counter() - started
@@ -172,7 +172,7 @@ class _Run:
 
 
 def time_of_a_step(spec: AnySpec, tries: int = 4) -> float:
-    """Seconds that a step takes, data included: the least of some tries after one to warm up."""
+    """Seconds per step, including data: the minimum of several tries after a warm-up step."""
     with thread_count(1):
         run = _Run(spec, None, silent)
         run._step()
@@ -185,7 +185,7 @@ def time_of_a_step(spec: AnySpec, tries: int = 4) -> float:
 
 
 def rate(step: int, steps: int, warmup: int) -> float:
-    """The learning rate of a step as a share of the highest: a linear rise, then half a cosine down to 0.
+    """The learning rate of a step relative to its maximum: a linear warmup, then a half-cosine decay to 0.
 
     >>> [round(rate(step, 5, 2), 3) for step in range(5)]
     [0.5, 1.0, 1.0, 0.75, 0.25]

@@ -1,4 +1,4 @@
-"""What the training loop trains: a model, its batches, its loss and its examination, for tasks and for text."""
+"""The subjects of the training loop: a model with its batches, loss and examination, for tasks and for text."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ from headcount.shapes.decoder import build_decoder
 
 Scores = dict[str, dict[str, float | str]]
 ROWS = 16
-"""Held-out windows that are predicted at once."""
+"""Held-out windows per forward pass."""
 
 
 class Subject(Protocol):
-    """One run's model and all that its loop asks of it. Batches are a function of seed and step alone."""
+    """The interface of a run's model to the training loop. Batches depend only on seed and step."""
 
     model: Any
 
     def begin(self) -> None:
-        """Set the weights that a fresh run starts from, where they are not the drawn ones."""
+        """Set the initial weights of a fresh run, if they differ from the drawn ones."""
 
     def batch(self, step: int) -> Any:
         """The batch of a step, counted from 0."""
 
     def loss(self, batch: Any) -> Tensor:
-        """What training lowers."""
+        """The training loss of a batch."""
 
     def hold_out(self) -> None:
-        """Draw what ``score`` is taken on."""
+        """Draw the held-out data for ``score``."""
 
     def score(self) -> float:
-        """The score of the model as it is."""
+        """The score of the current model."""
 
     def examine(self) -> Scores:
-        """The scores by kind of the finished model."""
+        """The scores of the finished model, by kind."""
 
 
 def subject(spec: AnySpec) -> Subject:
-    """The subject of a run, its weights drawn from the run's seed."""
+    """The subject of a run, with weights drawn from the run's seed."""
     return TextSubject(spec) if isinstance(spec, TextSpec) else TaskSubject(spec)
 
 
 class TaskSubject:
-    """A model that answers at every token of a task's sequences."""
+    """A model that answers at every token of the sequences of a task."""
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
@@ -78,7 +78,7 @@ class TaskSubject:
         return exam.loss(self.model(batch.inputs, batch.modulus), batch, self.last)
 
     def hold_out(self) -> None:
-        """Fresh sequences of the main kind."""
+        """Draw fresh sequences of the main kind."""
         self.held = exam.held_out(self.spec, self.spec.main_kind, self.spec.evaluations)
 
     def score(self) -> float:
@@ -94,7 +94,7 @@ class TaskSubject:
 class LanguageModel(nn.Module):
     """A planned decoder with tied embeddings: ids (batch, T) -> logits (batch, T, vocab).
 
-    The stack alone is kept, so that no tensor has two names in the checkpoint.
+    Only the stack is stored, so that no tensor has two names in the checkpoint.
     """
 
     def __init__(self, spec: TextSpec) -> None:
@@ -103,7 +103,7 @@ class LanguageModel(nn.Module):
         self.stack = decoder.model
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Scores of every next token."""
+        """The logits of every next token."""
         hidden = self.stack(input_ids=ids, use_cache=False).last_hidden_state
         return functional.linear(hidden, self.stack.embed_tokens.weight)
 
@@ -118,7 +118,7 @@ class TextSubject:
         self.held: list[Tensor] = []
 
     def begin(self) -> None:
-        """The drawn weights are the start; a plain one takes back what made some of them smaller."""
+        """Keep the drawn weights; a plain start undoes the downscaling of some of them."""
         if self.spec.start == "plain":
             scale_added(self.model.stack.layers, (2 * self.spec.layers) ** 0.5)
 
@@ -136,24 +136,25 @@ class TextSubject:
         return functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
 
     def hold_out(self) -> None:
-        """Windows of every kind, as many of each."""
+        """Choose the same number of windows of every kind."""
         each = max(1, self.spec.evaluations // len(self.spec.kinds))
         self.held = [self.text.windows(kind, each, self.spec.context) for kind in self.spec.kinds]
 
     def score(self) -> float:
-        """Nats a token over all of them."""
+        """Nats per token over all held-out windows."""
         return self._measured(torch.cat(self.held))["loss"]
 
     def examine(self) -> Scores:
-        """``loss`` (nats a token) and ``bits_per_byte`` of every kind, and of all kinds, each with the same weight."""
-        found: Scores = {}
+        """``loss`` (nats per token) and ``bits_per_byte`` of every kind, and their unweighted means over kinds."""
+        scores: Scores = {}
         for kind in self.spec.kinds:
             windows = self.text.windows(kind, self.spec.examined, self.spec.context)
-            found[kind] = {**self._measured(windows), "tokens": windows[:, 1:].numel()}
+            scores[kind] = {**self._measured(windows), "tokens": windows[:, 1:].numel()}
         mean = {
-            name: sum(float(own[name]) for own in found.values()) / len(found) for name in ("loss", "bits_per_byte")
+            name: sum(float(entry[name]) for entry in scores.values()) / len(scores)
+            for name in ("loss", "bits_per_byte")
         }
-        return {self.spec.main_kind: {**mean}, **found}
+        return {self.spec.main_kind: {**mean}, **scores}
 
     @torch.no_grad()
     def _measured(self, windows: Tensor) -> dict[str, float]:

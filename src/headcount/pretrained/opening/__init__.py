@@ -1,1 +1,1 @@
-"""Opening a pretrained model: where it lies, whether it may be opened, what it is tied to."""
+"""Opening a pretrained model: locating it, checking that it is safe to open, loading and fingerprinting it."""

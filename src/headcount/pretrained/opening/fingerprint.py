@@ -1,4 +1,4 @@
-"""What a plan is tied to: a hash of a model's weights and of the settings that change what it computes."""
+"""The fingerprint that ties a plan to a model: a hash of its weights and of the settings that affect its output."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ INERT = frozenset(
         *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
     )
 )
-"""Settings that do not change what a language model computes: how it is stored, trained and sampled from."""
+"""Settings that do not affect a language model's output: storage, training and sampling options."""
 _UNDECLARED = ("head_dim", "latent_")
-"""Settings that model code reads although their config class does not declare them, by how their names begin."""
+"""Name prefixes of settings that model code reads although the config class does not declare them."""
 
 
 def fingerprint(model: PreTrainedModel, sampled: int = 1024) -> str:
     """A hash of every tensor's name, shape and ``sampled`` evenly spread values, and of ``settings``; 16 hex digits.
 
-    Numbers are compared as float32, so a model is the same whether it came from GGUF or from a folder that it
-    was saved to, and in whichever of float32 and wider it is held.
+    Numbers are compared as float32, so the fingerprint is the same for a model loaded from GGUF and from a folder it
+    was saved to, in float32 or any wider dtype.
     """
     state = hashlib.blake2b(digest_size=8)
     state.update(weights_fingerprint(model, sampled).encode())
@@ -42,7 +42,7 @@ def fingerprint(model: PreTrainedModel, sampled: int = 1024) -> str:
 
 
 def weights_fingerprint(model: PreTrainedModel, sampled: int = 1024) -> str:
-    """``fingerprint`` without the settings: what headcount wrote into audits and plans before it covered them."""
+    """``fingerprint`` without the settings, as written by earlier versions of headcount."""
     state = hashlib.blake2b(digest_size=8)
     state.update(model.config.model_type.encode())
     for name, tensor in sorted(model.named_parameters()):
@@ -54,10 +54,10 @@ def weights_fingerprint(model: PreTrainedModel, sampled: int = 1024) -> str:
 
 
 def settings(config: PreTrainedConfig) -> JsonObject:
-    """The settings of a config that change what its model computes: rotary embedding, windows, scaling, norms, tying.
+    """The settings of a config that affect its model's output: rotary embedding, windows, scaling, norms, tying.
 
-    All that the config class declares but ``INERT``, so a setting that headcount does not know counts, and a note that
-    some tool left in config.json does not. ``None`` and ``False`` are left out: they mean the same as no entry.
+    All settings declared by the config class except ``INERT``, so settings unknown to headcount are included, and
+    entries that other tools add to config.json are not. ``None`` and ``False`` are omitted: they equal no entry.
 
     >>> from transformers import LlamaConfig
     >>> settings(LlamaConfig(rope_theta=5e5))["rope_parameters"]
@@ -82,12 +82,12 @@ def _absent(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A JSON value in which equal settings are equal: numbers as float32, mappings without empty entries."""
+    """A canonical JSON value: numbers as float32, mappings without empty entries."""
     if isinstance(value, dict):
-        entries = sorted((str(name), own) for name, own in value.items())
-        return {name: _plain(own) for name, own in entries if not _absent(own)}
+        entries = sorted((str(name), item) for name, item in value.items())
+        return {name: _plain(item) for name, item in entries if not _absent(item)}
     if isinstance(value, list | tuple):
-        return [_plain(own) for own in value]
+        return [_plain(item) for item in value]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     try:

@@ -1,8 +1,8 @@
-"""GGUF files: looked over before they are read, and read once.
+"""GGUF files: validated before they are read, and parsed only once.
 
-A GGUF file is untrusted input like a model folder. Its header states lengths and counts that a reader follows;
-``check_gguf`` walks it with every step held against the length of the file, so that a file that was cut short, or
-that states nonsense, is refused in one line. What the file holds is read by transformers.
+A GGUF file is untrusted input like a model folder. Its header states lengths and counts that a reader relies on;
+``check_gguf`` walks the header and checks every step against the length of the file, so that a truncated or
+invalid file is rejected with a one-line error. transformers reads the contents of the file.
 """
 
 from __future__ import annotations
@@ -33,39 +33,39 @@ _BLOCK = re.compile(r"blk\.(\d+)\.")
 
 @dataclass
 class GgufHeader:
-    """What is told of a GGUF file before its weights are read."""
+    """The header of a GGUF file, available before its weights are read."""
 
     architecture: str
     metadata: dict[str, object] = field(default_factory=dict)
-    """Values that are one number or one text."""
+    """Values that are a single number or string."""
     lengths: dict[str, int] = field(default_factory=dict)
-    """Lengths of values that are lists, such as the vocabulary."""
+    """Lengths of array values, such as the vocabulary."""
     elements: dict[str, int] = field(default_factory=dict)
-    """Numbers in each tensor."""
+    """Number of elements of each tensor."""
 
     @property
     def blocks(self) -> int:
-        """Layers that there are tensors for."""
-        return 1 + max((int(found[1]) for name in self.elements if (found := _BLOCK.match(name))), default=-1)
+        """Number of layers that have tensors."""
+        return 1 + max((int(match[1]) for name in self.elements if (match := _BLOCK.match(name))), default=-1)
 
     @property
     def layer_numbers(self) -> int:
-        """Numbers in the tensors of all layers."""
+        """Total number of elements in the tensors of all layers."""
         return sum(count for name, count in self.elements.items() if _BLOCK.match(name))
 
 
 class _CutError(Exception):
-    """The header goes on behind the end of the file."""
+    """The header extends past the end of the file."""
 
 
 class _Walk:
-    """A position in the file that never leaves it."""
+    """A bounds-checked read position in the file."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at = data, 0
 
     def skip(self, width: int) -> int:
-        """Go on by ``width`` bytes, which must be there; where they begin."""
+        """Advance by ``width`` bytes, which must be within the file; returns the start position."""
         start = self.at
         if width > len(self.data) - start:
             raise _CutError
@@ -73,16 +73,16 @@ class _Walk:
         return start
 
     def number(self, letter: str) -> Any:
-        """One little-endian number."""
+        """Read one little-endian number."""
         return struct.unpack_from(f"<{letter}", self.data, self.skip(struct.calcsize(f"<{letter}")))[0]
 
     def text(self) -> str:
-        """A length and as many bytes of UTF-8."""
+        """Read a length followed by that many bytes of UTF-8."""
         start = self.skip(self.number("Q"))
         return self.data[start : self.at].decode("utf-8")
 
     def value(self) -> tuple[object, int | None]:
-        """A metadata value and no length, or for an array, which is stepped over, no value and its length."""
+        """Read a metadata value: (value, None), or for an array, which is skipped, (None, length)."""
         kind = self.number("I")
         if kind in _SCALARS:
             return self.number(_SCALARS[kind]), None
@@ -102,9 +102,9 @@ class _Walk:
 
 
 def check_gguf(path: Path) -> GgufHeader:
-    """Walk the header of a GGUF file; refuse what is no GGUF, cut short, contradictory, or of no known family.
+    """Validate the header of a GGUF file; reject other formats, truncated or inconsistent files, and unknown families.
 
-    Raises ``HeadcountError``. Nothing of the weights is read.
+    Raises ``HeadcountError``. The weights are not read.
     """
     fix = "fetch it again"
     try:
@@ -138,7 +138,7 @@ def check_gguf(path: Path) -> GgufHeader:
 
 
 def _walk(path: Path, walk: _Walk) -> GgufHeader:
-    """The header; the file holds all that it announces."""
+    """Read the header, and check that the file contains everything it declares."""
     with optional_imports():
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -189,11 +189,12 @@ def _walk(path: Path, walk: _Walk) -> GgufHeader:
 def read_once() -> Iterator[None]:
     """Let transformers' GGUF loader parse a file once, and quietly.
 
-    For config, weights and tokenizer it parses the whole file, vocabulary included, four times, and builds the table
-    of tensor names anew for every submodule of the model: 20 s of processor time for a model of 135M parameters.
-    Inside the block both are kept; everything is put back at its end. A progress bar of the loader is left out too.
+    For config, weights and tokenizer, the loader parses the whole file, including the vocabulary, four times, and
+    rebuilds the table of tensor names for every submodule: 20 s of processor time for a model of 135M parameters.
+    Inside the ``with`` block both are cached, and the loader's progress bar is disabled; everything is restored at
+    the end.
     """
-    require("accelerate")  # transformers' loader asks for it
+    require("accelerate")  # required by transformers' loader
     with optional_imports():
         import gguf
     from transformers import modeling_gguf_pytorch_utils
@@ -202,7 +203,7 @@ def read_once() -> Iterator[None]:
     loader: Any = modeling_gguf_pytorch_utils
 
     class PlainReader(gguf.GGUFReader):
-        """Holds the file as a plain array: slices of a memory map cost three times as much to make."""
+        """Holds the file as a plain array: slicing a memory map is three times as expensive."""
 
         @property
         def data(self) -> Any:

@@ -1,7 +1,7 @@
 """Opening a pretrained model: a folder, a hub name, a GGUF file, or ``demo``.
 
-``places`` finds a model and looks its folder over; here it is loaded. Weights that are missing, left over, misshapen
-or not finite are refused by name before anything is computed with them.
+``places`` locates a model and validates its folder; this module loads it. Missing, unexpected, misshapen or non-finite
+weights are rejected with an error that names them, before anything is computed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TIED = 4
-"""A config may ask for this many times the numbers that the weights hold: what is tied is stored once."""
+"""Maximum ratio of the config's parameters to the stored numbers: tied weights are stored once."""
 
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model that is ready to be measured."""
+    """A loaded model with its tokenizer, spec and fingerprint."""
 
     name: str
     model: PreTrainedModel
@@ -56,8 +56,8 @@ def open_model(
 ) -> OpenModel:
     """Open a model from a folder, a hub name, a ``.gguf`` file, or ``demo``.
 
-    ``dtype`` is ``auto`` (as stored; GGUF: float32) or a name. Raises ``HeadcountError`` for everything
-    that a user can mend; nothing is written anywhere but in the hub's own cache.
+    ``dtype`` is ``auto`` (as stored; GGUF: float32) or a name. Raises ``HeadcountError`` for all errors that a user
+    can fix; nothing is written outside the hub cache.
     """
     name = str(source)
     if dtype != "auto" and dtype not in DTYPES:
@@ -65,16 +65,16 @@ def open_model(
     place = locate(name, allow_pickle, trust_remote_code)
     with quiet_transformers(), read_once() if place.gguf else contextlib.nullcontext():
         model: Any = _load_model(name, place, dtype, allow_pickle, trust_remote_code)
-        found = _load_tokenizer(name, place, trust_remote_code) if tokenizer else None
+        loaded_tokenizer = _load_tokenizer(name, place, trust_remote_code) if tokenizer else None
     model = model.to(device).eval().requires_grad_(False)
-    if found is not None:
-        check_vocabulary(found, model.get_input_embeddings().weight.shape[0], place.vocabulary)
-    return OpenModel(name, model, found, read_spec(model), fingerprint(model), source_of(name, place))
+    if loaded_tokenizer is not None:
+        check_vocabulary(loaded_tokenizer, model.get_input_embeddings().weight.shape[0], place.vocabulary)
+    return OpenModel(name, model, loaded_tokenizer, read_spec(model), fingerprint(model), source_of(name, place))
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from talking and from drawing bars, for the length of the block."""
+    """Suppress log messages and progress bars of transformers inside the ``with`` block."""
     from transformers.utils import logging
 
     shown, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -89,7 +89,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _load_model(source: str, place: Place, dtype: str, allow_pickle: bool, trust: bool) -> PreTrainedModel:
-    """Load config and weights; every failure becomes one line that names the source."""
+    """Load config and weights; every failure becomes a one-line error that names the source."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     register_trimmed()
@@ -100,7 +100,7 @@ def _load_model(source: str, place: Place, dtype: str, allow_pickle: bool, trust
     family = family_of(config)
     _check_depth(source, config, family, place)
     auto: Any = AutoModelForCausalLM if family.causal else AutoModel
-    # The attention is named here, since a config may name one that is fetched and run.
+    # The attention implementation is set explicitly, since a config may name one that is downloaded and executed.
     attention: dict[str, Any] = {} if trust else {"attn_implementation": "sdpa"}
     with _readable(source, "its config"), torch.device("meta"):
         empty = auto.from_config(config, trust_remote_code=trust, **attention)
@@ -119,7 +119,7 @@ def _load_model(source: str, place: Place, dtype: str, allow_pickle: bool, trust
         )
     model, report = loaded
     if place.gguf:
-        # De-quantised to plain floats: nothing of the quantisation is left that saving could keep.
+        # De-quantised to plain floats: remove the quantisation settings, which would otherwise be saved.
         vars(model.config).pop("quantization_config", None)
         model.hf_quantizer, model.is_quantized = None, False
     opened: PreTrainedModel = model
@@ -128,7 +128,7 @@ def _load_model(source: str, place: Place, dtype: str, allow_pickle: bool, trust
 
 
 def _options(place: Place, trust: bool) -> dict[str, Any]:
-    """What every ``from_pretrained`` is told. Without trust it has all it needs in the folder."""
+    """Options for every ``from_pretrained`` call. Without trust, only local files are used."""
     options: dict[str, Any] = {"trust_remote_code": trust, "local_files_only": not trust}
     return options | ({"gguf_file": place.gguf} if place.gguf else {})
 
@@ -142,7 +142,7 @@ def _load_tokenizer(source: str, place: Place, trust: bool) -> PreTrainedTokeniz
 
 @contextlib.contextmanager
 def _readable(source: str, what: str) -> Iterator[None]:
-    """One line for whatever a library raises over a file: what a damaged one makes it raise is not ours to list."""
+    """Convert any exception of a library that reads a file into a one-line error; its types cannot be enumerated."""
     try:
         yield
     except Exception as error:
@@ -154,11 +154,11 @@ def _readable(source: str, what: str) -> Iterator[None]:
 
 
 def _check_depth(source: str, config: PreTrainedConfig, family: Family, place: Place) -> None:
-    """The config asks for as many layers as there are weights for. (Of a GGUF file ``check_gguf`` knows.)"""
+    """Check that the config and the weights have the same number of layers (``check_gguf`` does so for GGUF)."""
     if not place.shapes:
         return
     pattern = re.compile(rf"(?:^|\.){family.layers.split('.')[-1]}\.(\d+)\.")
-    stored = 1 + max((int(found[1]) for name in place.shapes if (found := pattern.search(name))), default=-1)
+    stored = 1 + max((int(match[1]) for name in place.shapes if (match := pattern.search(name))), default=-1)
     if stored != config.num_hidden_layers:
         raise HeadcountError(
             f"{source}: the config asks for {config.num_hidden_layers} layers, the weights have {stored}",
@@ -167,14 +167,14 @@ def _check_depth(source: str, config: PreTrainedConfig, family: Family, place: P
 
 
 def _check_shapes(source: str, empty: PreTrainedModel, place: Place) -> None:
-    """The config asks for what is stored, before memory is had for it; ``empty`` is the model without numbers."""
-    wanted = {name: tuple(parameter.shape) for name, parameter in empty.named_parameters()}
+    """Check that the config matches the stored shapes before allocating memory; ``empty`` is on the meta device."""
+    expected = {name: tuple(parameter.shape) for name, parameter in empty.named_parameters()}
     prefix = f"{empty.base_model_prefix}."
     for name, shape in place.shapes.items():
         for known in (name, prefix + name, name.removeprefix(prefix)):
-            if wanted.get(known, shape) != shape:
+            if expected.get(known, shape) != shape:
                 raise HeadcountError(
-                    f"{source}: {name} is {shape}, but the config asks for {wanted[known]}",
+                    f"{source}: {name} is {shape}, but the config asks for {expected[known]}",
                     fix="mend config.json or the checkpoint",
                 )
     numbers = sum(parameter.numel() for parameter in empty.parameters())
@@ -186,7 +186,7 @@ def _check_shapes(source: str, empty: PreTrainedModel, place: Place) -> None:
 
 
 def _check_loaded(source: str, model: PreTrainedModel, report: JsonObject, place: Place) -> None:
-    """Nothing was made up, nothing was left over, nothing is infinite."""
+    """Check that no weights are missing, unexpected or non-finite."""
     missing = sorted(report.get("missing_keys", ()))
     if missing:
         raise HeadcountError(
@@ -213,12 +213,12 @@ def _check_loaded(source: str, model: PreTrainedModel, report: JsonObject, place
 
 
 def is_trimmed(model: PreTrainedModel) -> bool:
-    """Whether headcount made this model."""
+    """Whether the model was trimmed by headcount."""
     return str(model.config.model_type).startswith(TRIMMED_PREFIX)
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` (a GPU where there is one), or a device by name; one that is not there is refused."""
+    """``auto`` (a GPU if available) or a device by name; unavailable devices are rejected."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

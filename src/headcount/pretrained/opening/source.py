@@ -1,4 +1,4 @@
-"""Where a model came from and under which licence, as far as its folder tells: what a trimmed model's card repeats."""
+"""Origin and licence of a model according to its folder, for the model card of a trimmed model."""
 
 from __future__ import annotations
 
@@ -20,25 +20,24 @@ _SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 
 @dataclass(frozen=True)
 class Source:
-    """A model that others are made from."""
+    """The source model of a trimmed model."""
 
     name: str
-    """Its name on the hub, or the last part of its path."""
+    """The hub name, or the last component of the path."""
     licence: Mapping[str, Any] = field(default_factory=dict)
-    """Entries ``license``, ``license_name`` and ``license_link`` of its own model card."""
+    """Entries ``license``, ``license_name`` and ``license_link`` of the source's model card."""
     licence_files: tuple[Path, ...] = ()
     argument: str = ""
-    """What command lines call it, without a machine's path."""
+    """The model argument for command lines, without a machine-specific path."""
     gguf: str | None = None
-    """The GGUF file that its weights were read from."""
+    """The GGUF file that the weights were read from."""
 
 
 def source_of(name: str, place: Place) -> Source:
-    """What is known of a model that was opened as ``name``.
+    """The source information of a model that was opened as ``name``.
 
-    Licence files (``LICENSE*``, ``COPYING*``, ``NOTICE*``) are regular files of at most 1 MiB in the model's folder; a
-    link that leads out of it is not followed. What lies beside a GGUF file may belong to anything: of one, only the
-    header counts.
+    Licence files (``LICENSE*``, ``COPYING*``, ``NOTICE*``) are regular files of at most 1 MiB in the model's folder;
+    links to outside the folder are not followed. Files next to a GGUF file may be unrelated, so only the header counts.
     """
     if place.gguf is not None:
         entries = {"license": place.licence} if place.licence else {}
@@ -60,7 +59,7 @@ def _is_licence(file: Path, folder: Path) -> bool:
 
 
 def _entries(folder: Path) -> JsonObject:
-    """What the folder's own README.md says of its licence in its front matter."""
+    """The licence entries in the front matter of the folder's README.md."""
     from huggingface_hub import metadata_load
 
     card = folder / "README.md"
@@ -68,14 +67,14 @@ def _entries(folder: Path) -> JsonObject:
         if not card.is_file() or leads_out(card, folder) or card.stat().st_size > _MOST_BYTES:
             return {}
         metadata = metadata_load(card)
-    except Exception:  # what a damaged card makes a YAML reader raise is not ours to list, and a card is no model
+    except Exception:  # YAML errors of a damaged card cannot be enumerated, and the card is optional
         return {}
     values = {name: metadata.get(name) for name in _ENTRIES} if isinstance(metadata, dict) else {}
     return {name: value for name, value in values.items() if _is_short(value)}
 
 
 def _is_short(value: Any) -> bool:
-    """Whether it is a name, or a few."""
+    """Whether the value is a short string, or a short list of them."""
     if isinstance(value, list):
-        return 0 < len(value) <= 8 and all(isinstance(own, str) and _is_short(own) for own in value)
+        return 0 < len(value) <= 8 and all(isinstance(item, str) and _is_short(item) for item in value)
     return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()

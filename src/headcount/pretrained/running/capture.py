@@ -1,9 +1,9 @@
-"""Looking into a model's attention while it runs, without changing the model.
+"""Observing a model's attention while it runs, without changing the model.
 
-transformers lets an attention function be chosen by name. ``observed_attention`` chooses one of ours for the
-length of a ``with`` block: it computes the same attention, and hands queries, keys and values to an observer,
-which may return others in their place. The name is registered once, which changes nothing for models that
-do not ask for it; the model's own choice is put back in ``finally``.
+transformers selects attention functions by name. ``observed_attention`` selects headcount's function inside a
+``with`` block: it computes the same attention and passes queries, keys and values to an observer, which may
+replace them. The name is registered once, which does not affect models that do not select it; the model's setting
+is restored in ``finally``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class AttentionCall:
     """One layer's attention on one batch.
 
     q (batch, n_heads, tokens, d); k (batch, n_kv_heads, tokens, d), after the rotary embedding;
-    v (batch, n_kv_heads, tokens, e); ``mask`` is boolean (True: visible), additive, or ``None`` (causal when
+    v (batch, n_kv_heads, tokens, e); ``mask`` is boolean (True: visible), additive, or ``None`` (causal if
     the module is); cos and sin (batch or 1, tokens, rotary_dim), ``None`` without a rotary embedding.
     """
 
@@ -87,8 +87,8 @@ def _register() -> None:
 
 @contextlib.contextmanager
 def our_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let ``model`` compute attention by our function inside the block: the same values, and on a CPU in bfloat16 at
-    short contexts in about half of the time that torch's fused attention takes (``short_attention``)."""
+    """Let ``model`` use headcount's attention function inside the ``with`` block: the same values, and on a CPU in
+    bfloat16 at short contexts about half the time of torch's fused attention (``short_attention``)."""
     _register()
     chosen = model.config._attn_implementation
     model.config._attn_implementation = NAME
@@ -100,7 +100,7 @@ def our_attention(model: PreTrainedModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def observed_attention(model: PreTrainedModel, attentions: list[nn.Module], observer: Observer) -> Iterator[None]:
-    """Run ``observer`` at every call of the given attention modules inside the block."""
+    """Call ``observer`` for every call of the given attention modules inside the ``with`` block."""
 
     def note_rotation(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
         _rotation.set(kwargs.get("position_embeddings"))
@@ -126,8 +126,8 @@ def rotate_half(x: torch.Tensor) -> torch.Tensor:
 def unrotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
     """Undo the rotary embedding: keys as they were before it (and gradients, since it is a scaled rotation).
 
-    Each pair is turned by cos - i sin instead of cos + i sin. Some long-context variants scale cos and sin by
-    one factor a; then x comes back times a^2 (``rotation_gain``). Shapes: x (batch, heads, tokens, d).
+    Each pair is rotated by cos - i sin instead of cos + i sin. Some long-context variants scale cos and sin by
+    a factor a; the result is then a^2 x (``rotation_gain``). Shapes: x (batch, heads, tokens, d).
     """
     if rotation is None:
         return x
@@ -138,7 +138,7 @@ def unrotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor] | None
 
 
 def rotation_gain(rotation: tuple[torch.Tensor, torch.Tensor] | None) -> float:
-    """a^2 of ``unrotate``: cos^2 + sin^2, which is 1 but in long-context variants (YaRN, longrope)."""
+    """a^2 of ``unrotate``: cos^2 + sin^2, which is 1 except in long-context variants (YaRN, longrope)."""
     if rotation is None:
         return 1.0
     cos, sin = rotation

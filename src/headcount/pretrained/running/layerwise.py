@@ -1,8 +1,8 @@
-"""Running a model one layer at a time, so that only one layer's weights and sums need memory.
+"""Running a model one layer at a time, so that only one layer's weights and sums are in memory.
 
-The residual stream of all windows lies in files; a layer reads one and writes the next, so a killed run goes
-on from the last finished layer. Arguments that layers get besides the stream (masks, rotations) come from
-the model itself: its own forward is run with each layer replaced by a recorder for the length of one call.
+The residual stream of all windows is stored in files; a layer reads one file and writes the next, so a killed run
+resumes after the last completed layer. The other arguments of layers (masks, rotations) are recorded from the model:
+its forward method is called once with each layer replaced by a recorder.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _ZEROS = 2**24
 
 
 class LayerCall(NamedTuple):
-    """What a layer is called with behind the stream."""
+    """The arguments of a layer after the residual stream."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
 class _Recorder(nn.Module):
-    """Stands in for a layer: keeps what it was called with and hands the stream through."""
+    """Replaces a layer: records its arguments and returns the stream unchanged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,22 +47,22 @@ class _Recorder(nn.Module):
 
 @contextlib.contextmanager
 def _recorders(layers: nn.ModuleList) -> Iterator[list[_Recorder]]:
-    own = list(layers)
-    stand_ins = [_Recorder() for _ in own]
+    originals = list(layers)
+    stand_ins = [_Recorder() for _ in originals]
     try:
         for index, stand_in in enumerate(stand_ins):
             layers[index] = stand_in
         yield stand_ins
     finally:
-        for index, layer in enumerate(own):
+        for index, layer in enumerate(originals):
             layers[index] = layer
 
 
 @torch.no_grad()
 def layer_calls(model: PreTrainedModel, family: Family, ids: torch.Tensor) -> tuple[torch.Tensor, list[LayerCall]]:
-    """The stream that enters the first layer, and what else each layer is called with.
+    """The input stream of the first layer, and the other arguments of each layer.
 
-    ids (batch, tokens) -> stream (batch, tokens, hidden). The calls fit every batch of the same shape.
+    ids (batch, tokens) -> stream (batch, tokens, hidden). The calls are valid for every batch of the same shape.
     """
     with _recorders(layers_of(model, family)) as stand_ins:
         options = {"use_cache": False} if family.causal else {}
@@ -75,7 +75,7 @@ def layer_calls(model: PreTrainedModel, family: Family, ids: torch.Tensor) -> tu
 def run_layer(
     layer: nn.Module, stream: torch.Tensor, call: LayerCall, weights: Mapping[str, torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """One layer on one batch of the stream, with other ``weights`` in the place of its own where they are given."""
+    """Run one layer on one batch of the stream; ``weights``, if given, replace its parameters."""
     if weights:
         out: Any = functional_call(layer, dict(weights), (stream, *call.args), call.kwargs)
     else:
@@ -87,8 +87,8 @@ def run_layer(
 class StreamFile:
     """The residual stream of all windows in a file: (windows, tokens, hidden), read and written by rows.
 
-    An existing file is gone on with; one of another size is refused. The disk's room is had when the file is made:
-    a disk that fills up under a memory-mapped file would end the process without a word.
+    An existing file is reused; one of a different size is rejected. Disk space is allocated when the file is created:
+    if the disk filled up under a memory-mapped file, the process would be killed without an error message.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
@@ -106,11 +106,11 @@ class StreamFile:
         self.rows = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
 
     def read(self, rows: slice, device: torch.device) -> torch.Tensor:
-        """A copy of some windows on ``device``: what is done to it does not reach the file."""
+        """A copy of some windows on ``device``; changes to it do not affect the file."""
         return self.rows[rows].to(device, copy=True)
 
     def write(self, rows: slice, stream: torch.Tensor) -> None:
-        """Put windows in their place."""
+        """Write windows to their rows."""
         self.rows[rows] = stream.to(self.rows.dtype).cpu()
 
 
@@ -120,7 +120,7 @@ def batches_of(count: int, size: int) -> list[slice]:
 
 
 def _allocate(place: Path, size_bytes: int) -> None:
-    """Make a file of zeros that has its room on the disk."""
+    """Fill a file with zeros, with its disk space allocated."""
     with place.open("rb+") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size_bytes)

@@ -1,8 +1,8 @@
-"""Softmax attention over short contexts by plain matrix products, with its backward written out.
+"""Softmax attention over short contexts by plain matrix products, with an explicit backward pass.
 
-Queries go in blocks of ``BLOCK`` that see only the keys up to their last one. In bfloat16 on a CPU that takes about
-half the time of torch's fused attention (LOG.md, 2026-11-22). The weights p are kept for the backward instead of being
-made again: tokens x tokens / 2 numbers a head, hence only for short contexts.
+Queries are processed in blocks of ``BLOCK``, each with the keys up to its last query. In bfloat16 on a CPU this takes
+about half the time of torch's fused attention (LOG.md, 2026-11-22). The weights p are stored for the backward pass
+instead of being recomputed: tokens x tokens / 2 numbers per head, hence only for short contexts.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any
 import torch
 
 LONGEST = 1024
-"""Tokens up to which the weights are kept: 2 MiB a head and window at most."""
+"""Maximum number of tokens: stored weights take at most 2 MiB per head and window."""
 BLOCK = 128
-"""Queries of a block: few enough that scores stay in the cache, enough for matrix products at full speed."""
+"""Queries per block: few enough that scores stay in the cache, enough for matrix products at full speed."""
 
 
 def is_short(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None) -> bool:
-    """Whether ``short_attention`` is the better way for this call: on a CPU, in bfloat16, no padding.
+    """Whether ``short_attention`` is faster for this call: on a CPU, in bfloat16, no padding.
 
-    With autocast what counts is the dtype that products are made in.
+    Under autocast, the autocast dtype is decisive.
     """
     if q.device.type != "cpu":
         return False
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
-    own = mask is None or (mask.dtype == torch.bool and bool(mask.diagonal(dim1=-2, dim2=-1).all()))
-    return dtype == torch.bfloat16 and q.shape[2] == k.shape[2] <= LONGEST and own
+    sees_itself = mask is None or (mask.dtype == torch.bool and bool(mask.diagonal(dim1=-2, dim2=-1).all()))
+    return dtype == torch.bfloat16 and q.shape[2] == k.shape[2] <= LONGEST and sees_itself
 
 
 def short_attention(
@@ -58,9 +58,9 @@ def short_attention(
 
 
 def _blocks(tokens: int, causal: bool) -> list[tuple[slice, slice]]:
-    """(queries, the keys that they may see), block after block."""
+    """(queries, their visible keys) for each block."""
     rows = [slice(start, min(start + BLOCK, tokens)) for start in range(0, tokens, BLOCK)]
-    return [(own, slice(0, own.stop if causal else tokens)) for own in rows]
+    return [(queries, slice(0, queries.stop if causal else tokens)) for queries in rows]
 
 
 class _ShortAttention(torch.autograd.Function):
@@ -75,36 +75,36 @@ class _ShortAttention(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             pairs, groups, tokens, _ = q.shape
             out = q.new_empty(pairs, groups, tokens, v.shape[-1])
-            kept = []
+            weights = []
             later = q.new_full((BLOCK, BLOCK), -torch.inf).triu_(1)
             for rows, seen in _blocks(tokens, causal):
                 scores = torch.bmm(q[:, :, rows].flatten(1, 2), k[:, seen].transpose(1, 2)).mul_(scaling)
-                if causal:  # the heads of a group lie below each other
-                    own = rows.stop - rows.start
-                    scores[..., rows] += later[:own, :own].repeat(groups, 1)
+                if causal:  # the heads of a group are stacked along the rows
+                    size = rows.stop - rows.start
+                    scores[..., rows] += later[:size, :size].repeat(groups, 1)
                 elif bias is not None:
                     scores += bias[:, rows].repeat(1, groups, 1)
                 p = scores.softmax(-1)
                 out[:, :, rows] = (p @ v[:, seen]).unflatten(1, (groups, -1))
                 if any(ctx.needs_input_grad):
-                    kept.append(p)
-            ctx.save_for_backward(q, k, v, *kept)
+                    weights.append(p)
+            ctx.save_for_backward(q, k, v, *weights)
             ctx.causal, ctx.scaling = causal, scaling
             return out
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         with torch.autocast("cpu", enabled=False):
-            q, k, v, *kept = ctx.saved_tensors
+            q, k, v, *weights = ctx.saved_tensors
             groups = q.shape[1]
             dq = torch.empty_like(q)
-            # Over the blocks sums are float32: bfloat16 would lose what later blocks add.
+            # Sums over blocks are float32: bfloat16 would lose the contributions of later blocks.
             dk, dv = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
-            for p, (rows, seen) in zip(kept, _blocks(q.shape[2], ctx.causal), strict=True):
-                u, own = upstream[0][:, :, rows].flatten(1, 2), q[:, :, rows].flatten(1, 2)
+            for p, (rows, seen) in zip(weights, _blocks(q.shape[2], ctx.causal), strict=True):
+                u, queries = upstream[0][:, :, rows].flatten(1, 2), q[:, :, rows].flatten(1, 2)
                 dv[:, seen] += p.transpose(1, 2) @ u
                 ds = torch.ops.aten._softmax_backward_data(u @ v[:, seen].transpose(1, 2), p, -1, p.dtype)
                 ds.mul_(ctx.scaling)
                 dq[:, :, rows] = (ds @ k[:, seen]).unflatten(1, (groups, -1))
-                dk[:, seen] += ds.transpose(1, 2) @ own
+                dk[:, seen] += ds.transpose(1, 2) @ queries
             return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None

@@ -1,1 +1,1 @@
-"""The text that models are measured on: kinds, windows, calibration, samples."""
+"""The text that models are measured on: kinds, token windows, calibration text, sampled text."""

@@ -1,4 +1,4 @@
-"""The default calibration text: a mixture, since narrow statistics double the loss elsewhere."""
+"""The default calibration text: a mixture, since statistics from one kind double the loss on other kinds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from headcount.pretrained.text.sampling import sample_blocks
 from headcount.pretrained.text.texts import CALIBRATED, Blocks, cut_blocks, documents, read_file
 
 KEPT_WINDOWS = {"prose": 50, "code": 50, "self": 40}
-"""Windows of 512 tokens of each kind that are kept: what the repair is fitted on."""
+"""Number of 512-token windows of each kind that are stored for the repair."""
 KEPT_TOKENS = sum(KEPT_WINDOWS.values()) * 512
 COUNTED_SHARES = {"prose": 2, "code": 2, "self": 5}
-"""Of the windows that statistics are gathered on, how many parts each kind has."""
+"""Relative number of windows of each kind that statistics are gathered on."""
 
 
 def calibration_tokens(
@@ -34,37 +34,37 @@ def calibration_tokens(
 
     Args:
         opened: the model and its tokenizer.
-        context: tokens of a window.
-        scale: how many times the tokens of ``KEPT_WINDOWS``; less is had where the built-in text ends.
+        context: tokens per window.
+        scale: multiple of the tokens of ``KEPT_WINDOWS``; limited by the length of the built-in text.
         texts: UTF-8 files to use instead of the built-in kinds.
-        seed: which windows, and the sampled text.
-        folder: where sampled text is kept, so that a killed run goes on.
-        progress: told how far it is.
+        seed: random seed for window selection and sampling.
+        folder: stores sampled text, so that a killed run can resume.
+        progress: progress callback.
     """
-    found = written_tokens(opened, context=context, scale=scale, texts=texts, seed=seed)
+    windows = written_tokens(opened, context=context, scale=scale, texts=texts, seed=seed)
     return (
-        found
+        windows
         if texts
-        else found | own_tokens(opened, context=context, scale=scale, seed=seed, folder=folder, progress=progress)
+        else windows | own_tokens(opened, context=context, scale=scale, seed=seed, folder=folder, progress=progress)
     )
 
 
-def _wanted(kind: str, scale: float, context: int) -> int:
+def _window_count(kind: str, scale: float, context: int) -> int:
     return max(1, round(scale * KEPT_WINDOWS[kind] * 512 / context))
 
 
 def written_tokens(
     opened: OpenModel, *, context: int, scale: float, texts: Sequence[Path | str], seed: int
 ) -> dict[str, torch.Tensor]:
-    """The windows that need no sampling: all that can be wrong with text is found here, before any work."""
+    """The windows that need no sampling; all errors in the text are raised here, before any work."""
     blocks = written_blocks(opened, context=context, scale=scale, texts=texts, seed=seed)
-    return {kind: own.ids for kind, own in blocks.items()}
+    return {kind: block.ids for kind, block in blocks.items()}
 
 
 def written_blocks(
     opened: OpenModel, *, context: int, scale: float, texts: Sequence[Path | str], seed: int
 ) -> dict[str, Blocks]:
-    """``written_tokens`` with what else is known of the windows."""
+    """Like ``written_tokens``, with the metadata of the windows."""
     tokenizer = opened.tokenizer
     if tokenizer is None:
         raise HeadcountError(f"{opened.name} has no tokenizer to read text with", fix="pass tokens instead")
@@ -77,10 +77,12 @@ def written_blocks(
         raise HeadcountError(f"a context of {context} tokens is too short", fix="choose a larger --context")
     if texts:
         docs = [read_file(Path(text)) for text in texts]
-        most = sum(_wanted(kind, scale, context) for kind in KEPT_WINDOWS)
+        most = sum(_window_count(kind, scale, context) for kind in KEPT_WINDOWS)
         return {"text": cut_blocks(tokenizer, "text", docs, most, context, seed)}
     return {
-        kind: cut_blocks(tokenizer, kind, documents(kind, "calibration"), _wanted(kind, scale, context), context, seed)
+        kind: cut_blocks(
+            tokenizer, kind, documents(kind, "calibration"), _window_count(kind, scale, context), context, seed
+        )
         for kind in CALIBRATED
     }
 
@@ -94,17 +96,17 @@ def own_tokens(
     folder: Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, torch.Tensor]:
-    """The windows that the model writes itself; none of a model without a language-model head."""
+    """The windows sampled from the model; empty for a model without a language-model head."""
     if opened.tokenizer is None or opened.model.get_output_embeddings() is None:
         return {}
-    count = _wanted("self", scale, context)
+    count = _window_count("self", scale, context)
     return {"self": sample_blocks(opened.model, opened.tokenizer, count, context, seed, folder, progress).ids}
 
 
 def counted_windows(windows: Mapping[str, torch.Tensor], total: int) -> dict[str, torch.Tensor]:
-    """About ``total`` windows to gather statistics on, the kinds in the proportion of ``COUNTED_SHARES``.
+    """About ``total`` windows to gather statistics on, with kinds in proportion to ``COUNTED_SHARES``.
 
-    Kinds that have too few windows give what they have.
+    A kind with too few windows contributes all of them.
     """
     shares = {kind: COUNTED_SHARES.get(kind, 1) for kind in windows}
     whole = sum(shares.values())

@@ -1,7 +1,7 @@
-"""Text sampled from the model itself: a kind of text that every model brings along.
+"""Text sampled from the model itself: a kind of text that is available for every model.
 
-Narrow calibration text makes a trimmed model lose far more elsewhere; what a model writes when left alone is
-spread over all that it was trained on.
+Narrow calibration text makes a trimmed model lose far more quality on other text; unconditional samples cover the
+model's training distribution.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from headcount.core.store import digest, read_tensors, write_tensors
 from headcount.pretrained.text.texts import Blocks, block_prefix
 
 BATCH_WINDOWS = 40
-"""Windows sampled at once; finished batches are kept, so that a killed run goes on."""
+"""Windows per batch; completed batches are stored, so a killed run can resume."""
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token a text begins with."""
+    """The token at the start of a text."""
     prefix = block_prefix(tokenizer)
     for token in (prefix[0] if prefix else None, tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
@@ -42,16 +42,16 @@ def sample_blocks(
 ) -> Blocks:
     """Sample ``count`` windows of ``context`` tokens at temperature 1, each from the start token.
 
-    Sampling goes on past end-of-sequence tokens: what follows is the model's idea of a next text. With ``folder``,
-    finished batches are kept there and reused. The returned ids are (count, context), int64, on the CPU.
+    Sampling continues past end-of-sequence tokens, with the model's prediction of the next text. With ``folder``,
+    completed batches are stored there and reused. The returned ids are (count, context), int64, on the CPU.
     """
     first = start_token(tokenizer)
     parts = []
     for number, start in enumerate(range(0, count, BATCH_WINDOWS)):
         size = min(BATCH_WINDOWS, count - start)
-        kept = folder / f"self-{number:03d}.safetensors" if folder is not None else None
-        if kept is not None and kept.is_file():
-            parts.append(_reuse(kept, (size, context)))
+        batch_file = folder / f"self-{number:03d}.safetensors" if folder is not None else None
+        if batch_file is not None and batch_file.is_file():
+            parts.append(_reuse(batch_file, (size, context)))
             continue
         generator = torch_generator(seed, "self", number, device=model.device)
         cache = DynamicCache(config=model.config)
@@ -67,18 +67,18 @@ def sample_blocks(
             token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
             tokens.append(token)
         ids = torch.cat(tokens, 1).cpu()
-        if kept is not None:
-            write_tensors(kept, {"ids": ids.to(torch.int32)})
+        if batch_file is not None:
+            write_tensors(batch_file, {"ids": ids.to(torch.int32)})
         parts.append(ids)
     progress("sample", count * context, count * context)
     ids = torch.cat(parts)
     return Blocks("self", ids, digest(ids.numpy().tobytes()))
 
 
-def _reuse(kept: Path, shape: tuple[int, int]) -> torch.Tensor:
-    """A finished batch of this very run."""
-    ids = read_tensors(kept).get("ids")
+def _reuse(batch_file: Path, shape: tuple[int, int]) -> torch.Tensor:
+    """Load a completed batch of the same run."""
+    ids = read_tensors(batch_file).get("ids")
     if ids is None or tuple(ids.shape) != shape:
-        found = "no ids" if ids is None else f"ids {tuple(ids.shape)}"
-        raise HeadcountError(f"{kept} has {found}, not {shape}", fix="remove it, it is sampled again")
+        stored = "no ids" if ids is None else f"ids {tuple(ids.shape)}"
+        raise HeadcountError(f"{batch_file} has {stored}, not {shape}", fix="remove it, it is sampled again")
     return ids.long()

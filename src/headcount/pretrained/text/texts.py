@@ -1,12 +1,12 @@
 """The text that models are measured on: kinds, documents, splits, and blocks of tokens.
 
-Six kinds need no network: reference ``prose``, ``code`` and the rest of the ``library`` come with CPython,
-``licences`` and ``descriptions`` with the installed distributions that headcount depends on, and ``self`` is
+Six kinds need no network: reference ``prose``, ``code`` and the remaining ``library`` code are part of CPython,
+``licences`` and ``descriptions`` are part of the installed dependencies of headcount, and ``self`` is
 sampled from the model (``sampling``). Statistics are gathered on prose, code and self, the *calibrated* kinds;
-licences and descriptions are never calibrated on by default, so they show what a trimmed model does elsewhere.
-The library is for models that are trained from scratch.
+licences and descriptions are never calibrated on by default, so they measure quality on unseen kinds of text.
+The library kind is for models trained from scratch.
 
-Documents are split once, by a hash of their name: a document is either for calibration or for evaluation.
+Documents are split by a hash of their name: each document is used either for calibration or for evaluation.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 Split = Literal["calibration", "evaluation"]
 CALIBRATED = ("prose", "code")
-"""Kinds of text that statistics are gathered on, besides text sampled from the model itself."""
+"""Kinds of text that statistics are gathered on, in addition to text sampled from the model."""
 UNSEEN = ("licences", "descriptions")
-"""Kinds of text that are only ever evaluated on."""
+"""Kinds of text that are used only for evaluation."""
 
 EVALUATION_SHARE = 4
-"""One document in this many is kept for evaluation."""
+"""One in this many documents is held out for evaluation."""
 
 _DISTRIBUTIONS = (
     *("gguf", "huggingface-hub", "jinja2", "markdown-it-py", "mpmath", "networkx", "numpy", "packaging"),
@@ -59,7 +59,7 @@ class Document:
 
 
 def _prose() -> list[Document]:
-    """CPython's own reference manual, a document a topic (465,000 characters of English)."""
+    """CPython's reference manual, one document per topic (465,000 characters of English)."""
     from pydoc_data.topics import topics
 
     return [Document(name, topics[name]) for name in sorted(topics)]
@@ -73,33 +73,33 @@ def _code() -> list[Document]:
 
 
 def _library() -> list[Document]:
-    """The rest of the standard library's source, each text once: single modules, and packages that ``code`` has not."""
+    """The remaining source of the standard library, without duplicates: modules and packages not in ``code``."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(
         [*root.glob("*.py"), *(file for folder in _LIBRARY_FOLDERS for file in (root / folder).glob("*.py"))]
     )
     known = {document.text for document in _code()}
-    found = []
+    sources = []
     for file in files:
         text = file.read_text(encoding="utf-8")
         if text not in known:
-            found.append(Document(str(file.relative_to(root)), text))
+            sources.append(Document(str(file.relative_to(root)), text))
             known.add(text)
-    return found
+    return sources
 
 
 def _distributions() -> list[importlib.metadata.Distribution]:
-    found = []
+    installed = []
     for name in _DISTRIBUTIONS:
         try:
-            found.append(importlib.metadata.distribution(name))
+            installed.append(importlib.metadata.distribution(name))
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _licences() -> list[Document]:
-    """Licence texts in installed distributions, each wording once."""
+    """Licence texts of installed distributions, without duplicates."""
     texts: dict[str, Document] = {}
     for distribution in _distributions():
         for file in distribution.files or []:
@@ -112,13 +112,13 @@ def _licences() -> list[Document]:
 
 
 def _descriptions() -> list[Document]:
-    """The descriptions that installed distributions give of themselves."""
-    found = []
+    """The description metadata of installed distributions."""
+    descriptions = []
     for distribution in _distributions():
         payload = distribution.metadata.get_payload()  # type: ignore[attr-defined]
         text = payload or distribution.metadata["Description"] or ""
-        found.append(Document(distribution.metadata["Name"], str(text)))
-    return found
+        descriptions.append(Document(distribution.metadata["Name"], str(text)))
+    return descriptions
 
 
 _KINDS: dict[str, Callable[[], list[Document]]] = {
@@ -160,20 +160,20 @@ def read_file(path: Path) -> Document:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Token windows of one kind: ids (count, context), every window a text's own run of tokens."""
+    """Token windows of one kind: ids (count, context), each a contiguous run of tokens."""
 
     kind: str
     ids: torch.Tensor
     text_digest: str
-    """Hash of the documents that the windows were cut from: two equal digests mean the same text."""
+    """Hash of the documents that the windows were cut from: equal digests mean equal text."""
     control_tokens: int = 0
-    """Control tokens that the documents spell out and that were read as plain text (see ``encode_plain``)."""
+    """Number of control tokens that the documents spell out, read as plain text (see ``encode_plain``)."""
 
 
 def block_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that the tokenizer puts before any text (a beginning-of-sequence token, or none).
+    """The tokens that the tokenizer adds before any text (a beginning-of-sequence token, or none).
 
-    Seen on a text of one letter, since what a tokenizer puts behind a text (an end-of-sequence token) is no prefix.
+    Determined from a one-letter text, to exclude tokens added after the text (an end-of-sequence token).
     """
     whole = list(tokenizer("a").input_ids)
     bare = list(tokenizer("a", add_special_tokens=False).input_ids)
@@ -184,7 +184,7 @@ def block_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def control_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Control tokens of a tokenizer by how they are spelled: begin, end, padding, unknown, roles of a chat, ..."""
+    """Control tokens of a tokenizer by spelling: begin, end, padding, unknown, chat roles, ..."""
     added = {str(token): int(number) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return {token: number for token, number in (added | named).items() if token}
@@ -193,16 +193,16 @@ def control_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 def encode_plain(
     tokenizer: PreTrainedTokenizerBase, text: str, controls: Mapping[str, int] | None = None
 ) -> tuple[list[int], int]:
-    """(ids of a text, how many control tokens it spells out): ``</s>`` in HTML is text, not the end of a document.
+    """(ids of a text, number of control tokens it spells out): ``</s>`` in HTML is text, not the end of a document.
 
-    A tokenizer gives control ids for their spellings unless it is told to split them. Where splitting gives one all the
-    same (the spelling is an entry of the ordinary vocabulary), the spelling is tokenised in two pieces. The unknown
-    token stays where ordinary text gives it.
+    A tokenizer maps spellings of control tokens to control ids unless it is told to split them. If splitting still
+    yields a control id (the spelling is an entry of the ordinary vocabulary), the spelling is tokenised in two pieces.
+    The unknown token is kept if it comes from ordinary text.
 
     Args:
-        tokenizer: any; no tokens are put around the text.
+        tokenizer: any tokenizer; no tokens are added around the text.
         text: a document.
-        controls: ``control_ids`` of the tokenizer, if known already.
+        controls: ``control_ids`` of the tokenizer, if already known.
     """
     controls = control_ids(tokenizer) if controls is None else controls
     certain = set(controls.values()) - {tokenizer.unk_token_id}
@@ -223,7 +223,7 @@ def encode_plain(
             ]
             ids = [n for part in pieces if part for n in _encode(tokenizer, part, split=True) if n not in certain]
     finally:
-        if before is not None:  # the library leaves the choice of its last call in place
+        if before is not None:  # the library keeps the setting of its last call
             backend.encode_special_tokens = before  # type: ignore[union-attr]
     unknown = tokenizer.unk_token_id
     return ids, sum(n in certain for n in read) + max(0, read.count(unknown) - ids.count(unknown))
@@ -243,9 +243,9 @@ def cut_blocks(
 ) -> Blocks:
     """Tokenise documents in a seeded order, join them and cut up to ``count`` windows of ``context`` tokens.
 
-    Windows do not overlap; each begins with the tokenizer's own prefix. Which windows are taken is seeded
-    too, so that a small count is spread over all documents. Control tokens that documents spell out are read as plain
-    text and counted. Raises ``HeadcountError`` when the text is shorter than one window.
+    Windows do not overlap; each begins with the tokenizer's own prefix. Window selection is also
+    seeded, so that a small count is spread over all documents. Control tokens spelled out in documents are read as
+    plain text and counted. Raises ``HeadcountError`` if the text is shorter than one window.
     """
     import torch
 
@@ -277,7 +277,7 @@ def cut_blocks(
 
 
 def control_words(control_tokens: Mapping[str, int]) -> str | None:
-    """One line about control tokens that documents spell out, by kind; ``None`` where there are none.
+    """One line about control tokens spelled out in documents, by kind; ``None`` if there are none.
 
     >>> control_words({"prose": 0, "code": 1234})
     'Control tokens spelled out in the documents, such as </s>, were read as plain text: 1,234 in code.'
@@ -289,9 +289,9 @@ def control_words(control_tokens: Mapping[str, int]) -> str | None:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, own: int | None = None) -> None:
-    """Refuse a tokenizer that has ids the model has no embedding for.
+    """Reject a tokenizer with ids that have no embedding in the model.
 
-    ``own``: how many tokens its file lists; a conversion may put a token of its own behind them that no text has.
+    ``own``: the number of tokens in its file; a conversion may append a token that occurs in no text.
     """
     ids = {token: number for token, number in tokenizer.get_vocab().items() if own is None or number < own}
     if not ids:

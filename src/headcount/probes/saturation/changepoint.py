@@ -1,16 +1,16 @@
-"""Where "later" layers begin: a rule that may also say that they begin nowhere.
+"""Detection of the layer at which "later" layers begin, if there is one.
 
-Given a number y_l for each of L layers, three descriptions are compared by their Bayesian information criterion,
+Given a number y_l for each of L layers, three models are compared by their Bayesian information criterion,
 BIC = L ln(SSE / L) + p ln L:
 
     constant    y_l = a                             p = 1
     line        y_l = a + b l                       p = 2
-    step        y_l = a before layer t, b from t    p = 3 (two levels and t), at least ``SHORTEST`` layers a side
+    step        y_l = a before layer t, b from t    p = 3 (two levels and t), at least ``SHORTEST`` layers per side
 
-t is the step of smallest squared error. There is a *boundary* at t when the step's BIC is below both others' by at
-least ``MARGIN`` (on the scale of Kass and Raftery, 1995, 2 is where evidence becomes positive), and when that is so in
-at least ``SHARE`` of resamples of the measurement. A plain drift over the layers is thus no boundary, and neither is
-one that some heads alone carry. The interval is that of t over the resamples, from the 2.5th to the 97.5th percentile.
+t minimises the squared error. There is a *boundary* at t when the BIC of the step is below both others by at
+least ``MARGIN`` (on the scale of Kass and Raftery, 1995, evidence is positive from 2 on), and when this holds in at
+least ``SHARE`` of the resamples of the measurement. A gradual drift over the layers is thus not a boundary, and neither
+is a step caused by a few heads. The interval spans the 2.5th to the 97.5th percentile of t over the resamples.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ INTERVAL = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Step:
-    """The best step through one series, and its BIC less that of the better of constant and line."""
+    """The best-fitting step of one series, and its BIC advantage over the better of constant and line."""
 
     layer: int
     before: float
     after: float
     advantage: float
-    """BIC(better of constant and line) - BIC(step): positive where the step describes better."""
+    """BIC(better of constant and line) - BIC(step): positive if the step fits better."""
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
 class Boundary:
-    """A series' boundary layer, or ``layer`` is ``None``: there is none.
+    """The boundary layer of a series; ``layer`` is ``None`` if there is none.
 
-    ``candidate``: the best step in any case; ``low``, ``high``: its interval; ``share``: resamples with a boundary.
+    ``candidate``: the best step, whether or not it is a boundary; ``low``, ``high``: its interval; ``share``: share of
+    resamples with a boundary.
     """
 
     layer: int | None
@@ -56,7 +57,7 @@ class Boundary:
 
 
 def best_step(series: np.ndarray) -> Step:
-    """The best step through y (L,), L >= 5.
+    """The best-fitting step of y (L,), L >= 5.
 
     >>> best_step(np.array([9.0, 9.1, 8.9, 9.0, 2.0, 2.1, 1.9, 2.0])).layer
     4
@@ -64,7 +65,7 @@ def best_step(series: np.ndarray) -> Step:
     True
     """
     count = len(series)
-    # Errors are seen down to a millionth of the scale only: exact data must not send logarithms to infinity.
+    # Errors are clamped at a millionth of the scale so that logarithms stay finite for exact data.
     least = 1e-12 * max(float(np.mean(np.square(series))), np.finfo(float).tiny) * count
     sums, squares = np.cumsum(series), np.cumsum(np.square(series))
     at = np.arange(SHORTEST, count - SHORTEST + 1)
@@ -85,21 +86,21 @@ def best_step(series: np.ndarray) -> Step:
 
 
 def find_boundary(series: np.ndarray, resamples: np.ndarray) -> Boundary | None:
-    """The boundary of y (L,) with its resamples (B, L); ``None`` of fewer than 5 layers, which have none to find."""
+    """The boundary of y (L,) given its resamples (B, L); ``None`` for fewer than 5 layers."""
     if len(series) < 2 * SHORTEST + 1:
         return None
-    own = best_step(series)
+    best = best_step(series)
     steps = [best_step(row) for row in resamples]
     low, high = np.percentile([step.layer for step in steps], INTERVAL)
     share = float(np.mean([step.advantage >= MARGIN for step in steps]))
-    found = own.advantage >= MARGIN and share >= SHARE
+    has_boundary = best.advantage >= MARGIN and share >= SHARE
     return Boundary(
-        own.layer if found else None,
-        own.layer,
+        best.layer if has_boundary else None,
+        best.layer,
         int(np.floor(low)),
         int(np.ceil(high)),
-        own.before,
-        own.after,
-        own.advantage,
+        best.before,
+        best.after,
+        best.advantage,
         share,
     )

@@ -1,9 +1,9 @@
 """The saturation claims of the source paper, each with a rule that turns measurements into a verdict.
 
-Every claim is about one number with a 95% interval from ``RESAMPLES`` resamples of the measurement: heads of each
-layer are drawn again with replacement, and so are the measured windows (blocks of tokens for losses). The claim *holds*
-when the whole interval is on its side of the threshold, does *not hold* when it is all on the other side, and is *not
-decided* otherwise. Layers are the model's own and are not drawn again: a verdict is about this model, on such text.
+Every claim concerns one number with a 95% bootstrap interval from ``RESAMPLES`` resamples: the heads of each layer and
+the measured windows (blocks of tokens for losses) are resampled with replacement. The claim *holds* if the whole
+interval is on the claimed side of the threshold, does *not hold* if it is entirely on the other side, and is *not
+decided* otherwise. Layers are not resampled: a verdict applies to this model on this kind of text.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from headcount.probes.saturation.record import ClaimRecord, Verdict
 RESAMPLES = 200
 BLOCK_TOKENS = 128
 LEAST_BLOCKS = 8
-"""Fewer blocks than these give no interval of the loss that could be trusted."""
+"""Minimum number of blocks for a reliable interval of the loss."""
 FIVE = TOLERANCES.index(0.05)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured at one context, by window; arrays (L layers, W windows, H heads[, d + 1 ranks])."""
+    """Measurements at one context, by window; arrays (L layers, W windows, H heads[, d + 1 ranks])."""
 
     context: int
     squares: np.ndarray
     lengths: np.ndarray
     ranges: np.ndarray
     queries: int = 1
-    """Looked at in a window; ``squares`` and ``lengths`` are sums over them."""
+    """Sampled queries per window; ``squares`` and ``lengths`` are sums over them."""
 
     def draw(self, generator: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(relative errors by layer and rank, ranks by layer and tolerance, ranges by layer, absolute errors by layer
-        and rank), averages over the heads.
+        and rank), averaged over the heads.
 
-        With a generator, windows and heads are drawn again; without one, they are as measured.
+        With a generator, windows and heads are resampled; without one, all are used as measured.
         """
         layers, windows, heads = self.lengths.shape
         weights = np.ones(windows)
@@ -64,7 +64,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Draws:
-    """As measured (index 0 of the first axis) and ``RESAMPLES`` resamples of one context; see ``Measured.draw``."""
+    """The measurement (index 0 of the first axis) and its resamples at one context; see ``Measured.draw``."""
 
     context: int
     errors: np.ndarray
@@ -75,8 +75,8 @@ class Draws:
 
 def draws_of(measured: Measured, generator: np.random.Generator) -> Draws:
     """The measurement and its resamples."""
-    found = [measured.draw(None), *(measured.draw(generator) for _ in range(RESAMPLES))]
-    return Draws(measured.context, *(np.stack(parts) for parts in zip(*found, strict=True)))
+    samples = [measured.draw(None), *(measured.draw(generator) for _ in range(RESAMPLES))]
+    return Draws(measured.context, *(np.stack(parts) for parts in zip(*samples, strict=True)))
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -85,14 +85,14 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def verdict(low: float, high: float, threshold: float, wanted: str) -> Verdict:
+def verdict(low: float, high: float, threshold: float, direction: str) -> Verdict:
     """Whether an interval is ``above`` or ``below`` a threshold.
 
     >>> verdict(-0.2, -0.1, 0.0, "below"), verdict(-0.2, 0.1, 0.0, "below"), verdict(0.1, 0.2, 0.0, "below")
     ('holds', 'not decided', 'does not hold')
     """
     above, below = low > threshold, high < threshold
-    if wanted == "above":
+    if direction == "above":
         return "holds" if above else "does not hold" if below else "not decided"
     return "holds" if below else "does not hold" if above else "not decided"
 
@@ -104,22 +104,22 @@ def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def block_sums(losses: np.ndarray) -> np.ndarray:
-    """Sums over blocks of ``BLOCK_TOKENS`` tokens that follow each other; a shorter rest joins the last block."""
+    """Sums over consecutive blocks of ``BLOCK_TOKENS`` tokens; a shorter remainder joins the last block."""
     starts = np.arange(0, max(len(losses) - BLOCK_TOKENS, 0) + 1, BLOCK_TOKENS)
     return np.add.reduceat(losses, starts)
 
 
 def loss_draws(difference: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """The mean of a difference of losses a token, as measured and resampled by blocks: (1 + RESAMPLES,)."""
+    """Mean loss difference per token, as measured and from the block bootstrap: (1 + RESAMPLES,)."""
     sums, counts = block_sums(difference), block_sums(np.ones_like(difference))
     chosen = generator.integers(len(sums), size=(RESAMPLES, len(sums)))
     drawn = sums[chosen].sum(1) / counts[chosen].sum(1)
     return np.concatenate([[difference.mean()], drawn])
 
 
-def _claim(name: str, claim: str, measured: str, values: np.ndarray, threshold: float, wanted: str) -> ClaimRecord:
+def _claim(name: str, claim: str, measured: str, values: np.ndarray, threshold: float, direction: str) -> ClaimRecord:
     low, high = interval(values[1:])
-    needed = f"all of the interval {wanted} {threshold:g}"
+    needed = f"all of the interval {direction} {threshold:g}"
     return ClaimRecord(
         name=name,
         claim=claim,
@@ -128,7 +128,7 @@ def _claim(name: str, claim: str, measured: str, values: np.ndarray, threshold: 
         low=low,
         high=high,
         needed=needed,
-        verdict=verdict(low, high, threshold, wanted),
+        verdict=verdict(low, high, threshold, direction),
     )
 
 
@@ -151,7 +151,7 @@ def claims_of(
     losses: Mapping[str, np.ndarray],
     generator: np.random.Generator,
 ) -> list[ClaimRecord]:
-    """The table of claims. ``losses``: nats by token of each variant at the longest context, empty without them."""
+    """The table of claims. ``losses``: nats per token of each variant at the longest context; may be empty."""
     return [*_curve_claims(draws), _boundary_claim(draws[-1].context, boundary), *_loss_claims(losses, generator)]
 
 
@@ -164,7 +164,7 @@ def _curve_claims(draws: Sequence[Draws]) -> list[ClaimRecord]:
     gains = [(before - after) / width for before, after, width in zip(at, at[1:], widths, strict=False)]
     bend = np.minimum(gains[0] - gains[1], gains[1] - gains[2])
     layers = np.arange(longest.ranks.shape[1], dtype=float)
-    found = [
+    claims = [
         _claim(
             "diminishing returns",
             "more dimensions of queries and keys bring less and less",
@@ -189,15 +189,15 @@ def _curve_claims(draws: Sequence[Draws]) -> list[ClaimRecord]:
         ("the absolute error falls", "at a fixed rank, a head's output moves less the longer the sequence"),
     )
     if len(draws) < 2:
-        return found + [_undecided(*text, "one context only", "two contexts or more") for text in texts]
-    logs = np.log([own.context for own in draws])
-    ranks = np.stack([own.ranks[:, :, FIVE].mean(1) for own in draws], -1)
-    # A model whose outputs are all zero has no error: its slope is 0, not that of infinities.
-    errors = np.stack([own.absolute[:, :, d // 4].mean(1) for own in draws], -1)
+        return claims + [_undecided(*text, "one context only", "two contexts or more") for text in texts]
+    logs = np.log([draw.context for draw in draws])
+    ranks = np.stack([draw.ranks[:, :, FIVE].mean(1) for draw in draws], -1)
+    # If all outputs are zero, the error is zero: clamp it so that the slope is 0 rather than NaN.
+    errors = np.stack([draw.absolute[:, :, d // 4].mean(1) for draw in draws], -1)
     fall = slopes(logs, np.log(np.maximum(errors, np.finfo(float).tiny)))
-    growth = slopes(logs, np.stack([own.ranges.mean(1) for own in draws], -1))
+    growth = slopes(logs, np.stack([draw.ranges.mean(1) for draw in draws], -1))
     return [
-        *found,
+        *claims,
         _claim(*texts[0], "slope of the mean rank at 5% per doubling", slopes(logs, ranks) * np.log(2), 0.0, "below"),
         _claim(*texts[1], "slope of the mean range of logits over ln L (not above 0)", growth, 0.0, "below"),
         _claim(*texts[2], "slope of the mean range of logits over ln L", growth, 1.0, "below"),

@@ -1,14 +1,14 @@
-"""How many components hold 90% of a head's logit energy, and of its weight product: two spectra of one head.
+"""Number of components that hold 90% of the energy of a head's logits and of its weight product.
 
-- Of one window of T tokens: the matrix of all its logits, queries by keys, each row less its mean, which softmax does
-  not see: c Q (K - 1 m')'. Keys are those after the rotary embedding; the causal mask is left out. The rank is at most
-  d, and with K - 1 m' = Q_2 R the squared singular values over c^2 are the eigenvalues of R Q'Q R', a (d, d) matrix: no
-  array of T^2 numbers is made.
-- Of all windows together: E[logit^2] over queries and keys drawn independently. Its components are the eigenvalues of
+- One window of T tokens: the matrix of all its logits, queries by keys, minus the mean of each row (softmax is
+  invariant to it): c Q (K - 1 m')'. Keys are those after the rotary embedding; the causal mask is ignored. The rank
+  is at most d, and with K - 1 m' = Q_2 R the squared singular values over c^2 are the eigenvalues of R Q'Q R', a (d, d)
+  matrix: no T x T array is needed.
+- All windows together: E[logit^2] over queries and keys drawn independently. Its components are the eigenvalues of
   C_k^(1/2) C_q C_k^(1/2) (``saturation.head_forms``).
-- Of the weights: the singular values of W_q' W_k of one head, (hidden, hidden) and of rank at most d. With
-  W_q' = Q_1 R_1 and W_k' = Q_2 R_2 they are those of R_1 R_2'. Weights are as stored: without biases, norms and the
-  rotary embedding.
+- The weights: the singular values of W_q' W_k of one head, (hidden, hidden) and of rank at most d. With
+  W_q' = Q_1 R_1 and W_k' = Q_2 R_2 they are those of R_1 R_2'. Weights are used as stored: without biases, norms and
+  the rotary embedding.
 
 Energy is the sum of squared singular values, the squared Frobenius norm.
 """
@@ -24,17 +24,17 @@ from headcount.probes.saturation.ranks import hidden_keys
 
 SHARE = 0.9
 ROUNDING = 1e-24
-"""Energy of centred logits below this share of |Q|^2 |K|^2 counts as none: rounding of constant keys, 1e-16 squared."""
+"""Centred logits with energy below this share of |Q|^2 |K|^2 count as zero: rounding error of constant keys."""
 
 
 def components(energies: torch.Tensor, share: float = SHARE) -> torch.Tensor:
-    """Leading energies (..., d), descending, that hold ``share`` of their sum: (...) integers; 0 where all are zero.
+    """Number of leading energies (..., d), in descending order, that hold ``share`` of their sum; 0 if all are zero.
 
     >>> components(torch.tensor([6.0, 3.0, 1.0]))
     tensor(2)
     """
     sums = energies.cumsum(-1)
-    # A share that is met exactly is met, whatever the last digit of a sum says.
+    # The tolerance makes an exactly met share count as met despite rounding of the sum.
     short = sums < share * sums[..., -1:] * (1 - 1e-12)
     return (short.sum(-1) + 1) * (sums[..., -1] > 0)
 
@@ -47,10 +47,10 @@ def product_energies(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def logit_components(call: AttentionCall, window: int, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Components that hold 90% of the energy of one window's centred logits, and the outputs' error without the rest.
+    """Components that hold 90% of the energy of one window's centred logits, and the output error without the rest.
 
-    The second is the squared error of the outputs of the queries at ``positions``, summed, when the window's logits are
-    replaced by those leading components: its own, and the best of their number. Returns (H,), (H,).
+    The second is the summed squared output error of the queries at ``positions`` when the window's logits are replaced
+    by their leading components, the best approximation of that rank. Returns (H,), (H,).
     """
     q, k, v = (side[window].detach().cpu().double() for side in (call.q, call.k, call.v))
     groups = len(q) // len(k)
@@ -76,7 +76,7 @@ def logit_components(call: AttentionCall, window: int, positions: torch.Tensor) 
 
 
 def weight_components(model: PreTrainedModel) -> list[list[int]]:
-    """Components that hold 90% of the energy of W_q' W_k, by layer and query head."""
+    """Number of components that hold 90% of the energy of W_q' W_k, by layer and query head."""
     family = family_of(model.config)
     counts = []
     for index, layer in enumerate(layers_of(model, family)):

@@ -1,25 +1,25 @@
-"""Softmax saturation: how far a head's output moves when its logits do, with explicit constants.
+"""Softmax saturation: bounds with explicit constants on the change of a head's output when its logits change.
 
 Letters: s, s' rows of L logits; p, p' their softmax; delta is half the range (largest minus smallest) of s' - s,
-which does not see a constant added to a row; b bounds logits; S is the covariance of the values.
+which is invariant to a constant added to a row; b bounds logits; S is the covariance of the values.
 
 **Shift-invariant perturbation.** TV(p, p') = (1/2) sum_j |p_j - p'_j| <= tanh(delta / 2).
 With u = s' - s in [m, M], p'_j = p_j e^(u_j) / Z. On J = {j : p'_j > p_j}, of p-weight w and p'-weight w', the odds
 w' / (1 - w') are those of w times a ratio of means of e^u, on J over off J, which is at most e^(M - m) = e^(2 delta).
 So TV = w' - w <= max over w of w e^(2 delta) / (1 - w + w e^(2 delta)) - w. The maximum is at w = 1 / (1 + e^delta)
-and is (e^delta - 1) / (e^delta + 1) = tanh(delta / 2). It is reached by u = M on tokens of that p-weight, m elsewhere.
+and is (e^delta - 1) / (e^delta + 1) = tanh(delta / 2). It is attained by u = M on tokens of that p-weight, m elsewhere.
 
 **Long context.** If all logits of both rows lie in [-b, b], every weight is at most e^(2b) / L, for e^s <= e^b and the
 normaliser is at least L e^(-b). Hence
 ||p - p'||_2^2 <= max_j |p_j - p'_j| * sum_j |p_j - p'_j| <= (e^(2b) / L) * 2 tanh(delta / 2).
 The ratio p'_j / p_j = e^(u_j) / Z is between e^(-2 delta) and e^(2 delta), so max_j |p_j - p'_j| is also at most
-(1 - e^(-2 delta)) e^(2b) / L: the *sharper* form, which falls with delta squared, as the truth does.
-For values that are independent of the logits and of each other, of mean zero and covariance S,
-E||o - o'||^2 = tr(S) ||p - p'||_2^2. Neither says anything once b grows like log(L) / 2: measure b.
+(1 - e^(-2 delta)) e^(2b) / L: the *sharper* form, which scales as delta squared, like the exact value.
+For values independent of the logits and of each other, with mean zero and covariance S,
+E||o - o'||^2 = tr(S) ||p - p'||_2^2. Neither bound is informative once b grows like log(L) / 2: measure b.
 
 **Absolute output error.** Weights sum to 1, so o - o' = sum_j (p_j - p'_j) (v_j - c) for every c, and for all values
-||o - o'|| <= 2 TV(p, p') max_j ||v_j - c|| <= 2 tanh(delta / 2) max_j ||v_j - c||, without a hypothesis about them.
-All of these are about the absolute error, not about the error relative to ||o||, which shrinks as L grows too.
+||o - o'|| <= 2 TV(p, p') max_j ||v_j - c|| <= 2 tanh(delta / 2) max_j ||v_j - c||, without assumptions on them.
+All of these bound the absolute error, not the error relative to ||o||, since ||o|| also shrinks as L grows.
 (Yu et al. 2025, arXiv 2510.03784, assume b bounded; these explicit forms are proved here.)
 """
 
@@ -35,11 +35,11 @@ from headcount.core.errors import HeadcountError
 
 Array = NDArray[np.float64]
 LARGEST_EXPONENT = 700.0
-"""Of e^(2b): float64 overflows soon after it. The bound is then far above 2, which no squared distance exceeds."""
+"""Limit on 2b in e^(2b): float64 overflows soon above. The bound is then far above 2, the largest squared distance."""
 
 
 def half_range(logits: Array, moved: Array) -> float:
-    """delta: half the range of ``moved`` - ``logits`` (rows of one length, finite).
+    """delta: half the range of ``moved`` - ``logits`` (finite rows of equal length).
 
     >>> half_range(np.zeros(3), np.array([5.0, 6.0, 5.5]))
     0.5
@@ -50,10 +50,10 @@ def half_range(logits: Array, moved: Array) -> float:
 
 
 def total_variation_bound(delta: float) -> float:
-    """TV(softmax s, softmax s') <= tanh(delta / 2), for rows of any length. Tight.
+    """TV(softmax s, softmax s') <= tanh(delta / 2), for rows of any length. The bound is tight.
 
     Raises:
-        HeadcountError: a delta that is negative or no number.
+        HeadcountError: a delta that is negative or not finite.
 
     >>> round(total_variation_bound(1.0), 4)
     0.4621
@@ -62,10 +62,10 @@ def total_variation_bound(delta: float) -> float:
 
 
 def worst_case(delta: float, tokens: int) -> tuple[Array, Array]:
-    """Two rows of logits, with half-range delta, whose softmax is tanh(delta / 2) apart in total variation.
+    """Two rows of logits with half-range delta whose softmaxes differ by tanh(delta / 2) in total variation.
 
-    The first token has weight 1 / (1 + e^delta), the rest share what is left; then the first gains delta and the
-    rest lose it.
+    The first token has weight 1 / (1 + e^delta) and the others share the rest; then delta is added to the first logit
+    and subtracted from the others.
 
     >>> before, after = worst_case(1.0, 5)
     >>> half_range(before, after)
@@ -85,12 +85,12 @@ def long_context_bound(delta: float, logit_bound: float, tokens: int) -> float:
     """||p - p'||_2^2 <= 2 tanh(delta / 2) e^(2b) / L for logits of both rows in [-b, b].
 
     Args:
-        delta: half the range of the change; at most 2b, since both rows are in [-b, b].
+        delta: half the range of the change, at most 2b because both rows are in [-b, b].
         logit_bound: b.
         tokens: L.
 
     Raises:
-        HeadcountError: a negative delta or b, no tokens, or a delta that logits in [-b, b] cannot have.
+        HeadcountError: a negative delta or b, no tokens, or a delta impossible for logits in [-b, b].
 
     >>> round(long_context_bound(0.1, 1.0, 1024), 6)
     0.000721
@@ -119,8 +119,8 @@ def sharper_long_context_bound(delta: float, logit_bound: float, tokens: int) ->
 def output_error_bound(delta: float, logit_bound: float, tokens: int, value_trace: float) -> float:
     """E||o - o'||^2 <= tr(S) * 2 tanh(delta / 2) e^(2b) / L.
 
-    Hypotheses beside those of ``long_context_bound``, which cannot be checked from these numbers: values are
-    independent of the logits and of each other, with mean zero and covariance of trace ``value_trace``.
+    In addition to the hypotheses of ``long_context_bound``, values must be independent of the logits and of each other,
+    with mean zero and covariance of trace ``value_trace``; this cannot be checked from these numbers.
 
     >>> round(output_error_bound(0.1, 1.0, 1024, 64.0), 4)
     0.0461
@@ -130,22 +130,22 @@ def output_error_bound(delta: float, logit_bound: float, tokens: int, value_trac
 
 @dataclass(frozen=True)
 class RowBounds:
-    """The bounds of many rows at once; arrays of one shape."""
+    """The bounds for many rows; arrays of equal shape."""
 
     total_variation: Array
     """tanh(delta / 2)."""
     squared_distance: Array
     """2 tanh(delta / 2) e^(2b) / L."""
     sharper: Array
-    """The same times 1 - e^(-2 delta)."""
+    """``squared_distance`` times 1 - e^(-2 delta)."""
 
 
 def bounds_of_rows(delta: Array, logit_bound: Array, tokens: Array) -> RowBounds:
-    """``total_variation_bound``, ``long_context_bound`` and ``sharper_long_context_bound`` of measured rows.
+    """``total_variation_bound``, ``long_context_bound`` and ``sharper_long_context_bound`` for measured rows.
 
     Args:
-        delta: half-ranges of the change of each row, as measured.
-        logit_bound: b of each row: half of the larger range of its two rows of logits.
+        delta: measured half-range of the change of each row.
+        logit_bound: b of each row, half the larger range of its two rows of logits.
         tokens: L of each row.
 
     >>> bounds_of_rows(np.array([0.1]), np.array([1.0]), np.array([1024])).squared_distance.round(6).tolist()
@@ -168,9 +168,9 @@ def _sharpening(delta: Array) -> Array:
 
 
 def row_bounds(logits: Array, moved: Array) -> dict[str, float]:
-    """The bounds and what they bound, of two concrete rows: delta and b are measured.
+    """The bounds and the bounded quantities for two given rows, with delta and b measured from them.
 
-    b is the smallest that a constant added to each row allows: half of the larger of the two rows' ranges.
+    b is minimised over constants added to each row: it is half the larger of the two ranges.
 
     >>> found = row_bounds(np.zeros(4), np.array([0.2, 0.0, 0.0, 0.0]))
     >>> round(found["total_variation"], 3), round(found["total_variation_bound"], 3)

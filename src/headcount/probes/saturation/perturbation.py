@@ -1,17 +1,17 @@
-"""What reducing a head's logits to rank r does to rows of its attention, beside the bounds of softmax perturbation.
+"""Effect on attention rows of reducing a head's logits to rank r, compared with the softmax perturbation bounds.
 
-A row is one query of one head: s its logits over the L keys that it sees, s' those of rank r (``saturation``), p and p'
-their softmax, o and o' the outputs. Of each row, in float64:
+A row is one query of one head: s its logits over the L visible keys, s' those of rank r (``saturation``), p and p'
+their softmax, o and o' the outputs. For each row, in float64:
 
     delta = half the range of s' - s over the visible keys          b = half of the larger range of s and s'
     TV = (1/2) sum_j |p_j - p'_j|                                   ||p - p'||_2^2, ||o - o'||^2
     tr S = mean_j |v_j|^2 - |mean_j v_j|^2                          radius = max_j |v_j - mean_j v_j|
 
-``allocation.saturation`` proves TV <= tanh(delta/2), ||p - p'||_2^2 <= 2 tanh(delta/2) e^(2b) / L, and
-||o - o'|| <= 2 tanh(delta/2) radius. E||o - o'||^2 = tr(S) ||p - p'||_2^2 needs values that are independent of the
-logits and of each other, which those of a model are not: it is reported, not counted as a bound.
+``saturation.inequalities`` proves TV <= tanh(delta/2), ||p - p'||_2^2 <= 2 tanh(delta/2) e^(2b) / L, and
+||o - o'|| <= 2 tanh(delta/2) radius. E||o - o'||^2 = tr(S) ||p - p'||_2^2 requires values independent of the logits
+and of each other, which does not hold in a model: it is reported but not counted as a bound.
 
-Letters: H query heads, K ranks, R queries looked at, T tokens.
+Letters: H query heads, K ranks, R sampled queries, T tokens.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from headcount.probes.saturation.ranks import HeadForms, hidden_keys
 from headcount.probes.saturation.record import BoundRecord
 
 ROUNDING = 1e-9
-"""Softmax of float64 logits up to 1e4 is off by about 1e-12; less than this above a bound does not count as broken."""
+"""Tolerance for violations: the softmax of float64 logits up to 1e4 has an error of about 1e-12."""
 CHUNK = 2**22
-"""Numbers of one float64 array of logits: 32 MiB."""
+"""Maximum elements of one float64 array of logits: 32 MiB."""
 BY_RANK = ("half_range", "logit_bound", "total_variation", "squared_distance", "output_error")
 BY_ROW = ("tokens", "value_trace", "value_radius")
 MEASURES = (*BY_RANK, *BY_ROW)
 
 
 def bound_ranks(width: int) -> list[int]:
-    """The ranks that rows are measured at: an eighth, a quarter, a half and three quarters of the dimensions.
+    """The ranks at which rows are measured: an eighth, a quarter, a half and three quarters of the dimensions.
 
     >>> bound_ranks(64), bound_ranks(2)
     ([8, 16, 32, 48], [1])
@@ -77,7 +77,7 @@ def _rows_of_heads(
     means = visible @ v / tokens[..., None]
     distances = v.square().sum(-1)[:, None] - 2 * means @ v.transpose(1, 2) + means.square().sum(-1)[..., None]
     distances = distances.clamp_min(0.0)
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in BY_RANK}
+    by_rank: dict[str, list[torch.Tensor]] = {name: [] for name in BY_RANK}
     queries, keys = q @ a, centred @ b.transpose(1, 2)
     exact = queries @ keys.transpose(1, 2) + bias
     weights = exact.softmax(-1)
@@ -86,12 +86,12 @@ def _rows_of_heads(
         moved = queries[..., :rank] @ keys[..., :rank].transpose(1, 2) + bias
         change = (moved - exact).masked_fill(hidden, 0.0)
         apart = moved.softmax(-1) - weights
-        found["half_range"].append(_range(change, hidden) / 2)
-        found["logit_bound"].append(torch.maximum(spread, _range(moved, hidden)) / 2)
-        found["total_variation"].append(apart.abs().sum(-1) / 2)
-        found["squared_distance"].append(apart.square().sum(-1))
-        found["output_error"].append((apart @ v).square().sum(-1).sqrt())
-    return {name: torch.stack(rows, 1) for name, rows in found.items()} | {
+        by_rank["half_range"].append(_range(change, hidden) / 2)
+        by_rank["logit_bound"].append(torch.maximum(spread, _range(moved, hidden)) / 2)
+        by_rank["total_variation"].append(apart.abs().sum(-1) / 2)
+        by_rank["squared_distance"].append(apart.square().sum(-1))
+        by_rank["output_error"].append((apart @ v).square().sum(-1).sqrt())
+    return {name: torch.stack(rows, 1) for name, rows in by_rank.items()} | {
         "tokens": tokens,
         "value_trace": (distances * visible).sum(-1) / tokens,
         "value_radius": distances.masked_fill(hidden, 0.0).amax(-1).sqrt(),
@@ -103,7 +103,7 @@ def _range(rows: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def bound_records(rows: Mapping[str, np.ndarray], ranks: Sequence[int]) -> list[BoundRecord]:
-    """Medians over rows, a record a rank; ``BY_RANK`` (..., K, R) and ``BY_ROW`` (..., R)."""
+    """Medians over rows, one record per rank; ``BY_RANK`` (..., K, R) and ``BY_ROW`` (..., R)."""
     records = []
     tokens, trace, radius = (rows[name] for name in BY_ROW)
     for place, rank in enumerate(ranks):

@@ -1,7 +1,7 @@
-"""How many dimensions of its queries and keys a head uses: the output's error when rank r of its logits is kept.
+"""Number of query/key dimensions that a head uses: its output error when its logits are reduced to rank r.
 
 A head's logits are a bilinear form of queries and keys (after the rotary embedding), s_ij = c <q_i, k_j>. A vector m
-that is the same for all keys shifts each row by a constant, which softmax does not see, so keys are centred. With
+common to all keys shifts each row by a constant, to which softmax is invariant, so keys are centred. With
 C_q = E[q q'], C_k = Cov(k), m = E[k], over queries and keys drawn independently from the same windows, the best form of
 rank r is
 
@@ -9,17 +9,17 @@ rank r is
     M = P_r = C_k^(1/2) V_r V_r' C_k^(-1/2),    V_r: the r leading eigenvectors of C_k^(1/2) C_q C_k^(1/2)
 
 (Eckart-Young; the value is the sum of the other eigenvalues). It is ``spectra.directions`` with the metric C_q. Queries
-then keep the r numbers V_r' C_k^(1/2) q and keys the r numbers V_r' C_k^(-1/2) (k - m). The dependence of a query on
-the keys before it, and the greater weight of keys that are attended to, are left out of the choice of directions, not
-of the error, which is that of the head's real output on other windows than the moments came from:
+then keep the r numbers V_r' C_k^(1/2) q and keys the r numbers V_r' C_k^(-1/2) (k - m). The choice of
+directions ignores the dependence of a query on preceding keys and the larger weight of attended keys. The error does
+not: it is measured on the head's actual output, on windows not used for the moments:
 
     e_r = sqrt( sum_i |o_i^r - o_i|^2 / sum_i |o_i|^2 ),   o_i^r = sum_j softmax_j(c q_i' P_r (k_j - m)) v_j
 
-for r = 0 (every visible key alike) to d (exact); the absolute error is e_r times sqrt(mean_i |o_i|^2). The saturation
-rank at a tolerance is the smallest r from which on no error is above it. With grouped queries every query head has its
-own P_r on the keys that it shares.
+for r = 0 (uniform over visible keys) to d (exact); the absolute error is e_r times sqrt(mean_i |o_i|^2). The saturation
+rank at a tolerance is the smallest r such that no error at rank r or above exceeds it. With grouped queries every query
+head has its own P_r on the shared keys.
 
-Letters: W windows, H query heads, K key-value heads, T tokens, R queries looked at, d and e dimensions of keys and
+Letters: W windows, H query heads, K key-value heads, T tokens, R sampled queries, d and e dimensions of keys and
 values.
 """
 
@@ -35,11 +35,11 @@ from headcount.pretrained.running.capture import AttentionCall
 from headcount.trimming.audit.spectra import directions
 
 TOLERANCES = (0.01, 0.05, 0.1)
-"""Relative output errors that saturation ranks are given for."""
+"""Relative output errors at which saturation ranks are computed."""
 
 
 def saturation_rank(errors: Sequence[float] | np.ndarray, tolerance: float) -> int:
-    """The smallest rank from which on the error stays within ``tolerance``; errors of ranks 0..d.
+    """The smallest rank at and above which the error is within ``tolerance``; ``errors``: at ranks 0..d.
 
     >>> saturation_rank([1.0, 0.04, 0.2, 0.03, 0.0], 0.05)
     3
@@ -48,15 +48,15 @@ def saturation_rank(errors: Sequence[float] | np.ndarray, tolerance: float) -> i
 
 
 def saturation_ranks(errors: np.ndarray, tolerance: float) -> np.ndarray:
-    """``saturation_rank`` of many curves: (..., d + 1) -> (...)."""
+    """``saturation_rank`` for many curves: (..., d + 1) -> (...)."""
     above = errors > tolerance
-    above[..., -1] = False  # the full rank is exact but for rounding
+    above[..., -1] = False  # the full rank is exact up to rounding
     last = errors.shape[-1] - 1 - np.argmax(above[..., ::-1], axis=-1)
     return np.where(above.any(-1), last + 1, 0)
 
 
 def looked_at(context: int, count: int) -> torch.Tensor:
-    """Positions of up to ``count`` queries, evenly over the window's second half: each sees at least half of it.
+    """Positions of up to ``count`` queries, evenly spaced over the second half of the window.
 
     >>> looked_at(16, 4)
     tensor([ 9, 11, 13, 15])
@@ -68,10 +68,10 @@ def looked_at(context: int, count: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class HeadForms:
-    """Each query head's nested forms: s_ij^r = sum over a < r of c (q' A)_a (B (k - m))_a.
+    """The nested forms of each query head: s_ij^r = sum over a < r of c (q' A)_a (B (k - m))_a.
 
     mean (H, d): m; a (H, d, d): C_k^(1/2) V; b (H, d, d): V' C_k^(-1/2); energies (H, d): eigenvalues of
-    C_k^(1/2) C_q C_k^(1/2), descending, the logits' energy by component; float64, on the CPU.
+    C_k^(1/2) C_q C_k^(1/2) in descending order, the logit energy per component; float64, on the CPU.
     """
 
     mean: torch.Tensor
@@ -80,17 +80,17 @@ class HeadForms:
     energies: torch.Tensor
 
     def query_maps(self, ranks: Sequence[int]) -> torch.Tensor:
-        """(H, d, d): what a query (a row) is multiplied by so that head h keeps rank ``ranks[h]`` of its logits.
+        """(H, d, d): matrices that multiply queries (as rows) so that the logits of head h have rank ``ranks[h]``.
 
-        q' P_r k = q' P_r (k - m) + q' P_r m, and the last term is the same for all keys: keys may stay as they are.
+        q' P_r k = q' P_r (k - m) + q' P_r m, and the last term is equal for all keys, so keys stay unchanged.
         """
         width = self.a.shape[-1]
-        kept = (torch.arange(width) < torch.tensor(list(ranks))[:, None]).double()
-        return self.a * kept[:, None, :] @ self.b
+        mask = (torch.arange(width) < torch.tensor(list(ranks))[:, None]).double()
+        return self.a * mask[:, None, :] @ self.b
 
 
 def head_forms(calls: Sequence[AttentionCall], windows: Sequence[Sequence[int]]) -> HeadForms:
-    """The forms of one layer's heads, from the chosen windows of each call."""
+    """The forms of the heads of one layer, computed from the chosen windows of each call."""
     n_heads, d = calls[0].q.shape[1], calls[0].q.shape[3]
     n_kv_heads = calls[0].k.shape[1]
     c_q = torch.zeros(n_heads, d, d, dtype=torch.float64)
@@ -104,17 +104,19 @@ def head_forms(calls: Sequence[AttentionCall], windows: Sequence[Sequence[int]])
         mean += k.sum(1)
         count += q.shape[1]
     groups = n_heads // n_kv_heads
-    found = [directions(mean[h // groups] / count, c_k[h // groups] / count, c_q[h] / count) for h in range(n_heads)]
+    head_directions = [
+        directions(mean[h // groups] / count, c_k[h // groups] / count, c_q[h] / count) for h in range(n_heads)
+    ]
     return HeadForms(
-        torch.stack([own.mean for own in found]),
-        torch.stack([own.root @ own.vectors for own in found]),
-        torch.stack([own.vectors.T @ own.inverse_root for own in found]),
-        torch.stack([own.energies for own in found]),
+        torch.stack([head.mean for head in head_directions]),
+        torch.stack([head.root @ head.vectors for head in head_directions]),
+        torch.stack([head.vectors.T @ head.inverse_root for head in head_directions]),
+        torch.stack([head.energies for head in head_directions]),
     )
 
 
 def hidden_keys(call: AttentionCall, window: int, positions: torch.Tensor) -> torch.Tensor:
-    """What is added to the logits of some queries of one window: (R, T), or (H, R, T); -inf hides a key."""
+    """The attention bias for some queries of one window: (R, T) or (H, R, T); -inf masks a key."""
     tokens = call.k.shape[2]
     bias = torch.zeros(len(positions), tokens, device=call.q.device)
     if call.mask is not None:
@@ -130,7 +132,7 @@ def hidden_keys(call: AttentionCall, window: int, positions: torch.Tensor) -> to
 def window_errors(
     call: AttentionCall, window: int, positions: torch.Tensor, forms: HeadForms
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One window's squared errors by head and rank, the outputs' squared lengths, and the mean range of logits.
+    """Squared errors by head and rank, squared norms of the outputs, and mean logit range for one window.
 
     Returns (H, d + 1), (H,), (H,), float64. The range is the largest minus the smallest visible logit of a query.
     """
@@ -157,6 +159,6 @@ def window_errors(
 
 
 def relative(squares: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """e_r from sums: (..., d + 1) and (...) -> (..., d + 1); a head that puts out nothing has no error."""
+    """e_r from sums: (..., d + 1) and (...) -> (..., d + 1); a head with zero output has zero error."""
     safe = np.where(lengths > 0, lengths, 1.0)
     return np.sqrt(squares / safe[..., None])

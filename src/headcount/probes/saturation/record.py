@@ -1,4 +1,4 @@
-"""What ``headcount audit --saturation`` writes: a checked record, and tables of it."""
+"""The output of ``headcount audit --saturation``: a validated record and tables derived from it."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ class HeadCurve(_Record):
     ranks: list[int]
     """Saturation ranks at ``SaturationRecord.tolerances``."""
     logit_range: float
-    """Largest minus smallest visible logit, averaged over the queries looked at."""
+    """Largest minus smallest visible logit, averaged over the sampled queries."""
     output_rms: float | None = None
-    """sqrt(mean_i |o_i|^2): an absolute output error is the relative one times this. ``None``: of an older record."""
+    """sqrt(mean_i |o_i|^2): absolute output error = relative error times this. ``None`` in older records."""
     energy_rank: float | None = None
-    """Components that hold 90% of the energy of a window's centred logits, averaged over the measured windows."""
+    """Number of components that hold 90% of the energy of a window's centred logits, averaged over measured windows."""
     energy_error: float | None = None
-    """Relative output error when each window's logits keep only those components, its own."""
+    """Relative output error when the logits of each window are reduced to that window's components."""
     pooled_energy_rank: int | None = None
-    """The same of the logits of all fitted windows together."""
+    """The same number for the logits of all fitted windows together."""
 
     def absolute(self, rank: int) -> float | None:
-        """Root mean square of |o_i^r - o_i| at a rank; ``None`` of an older record."""
+        """Root mean square of |o_i^r - o_i| at a rank; ``None`` for an older record."""
         return None if self.output_rms is None else self.errors[rank] * self.output_rms
 
 
 class BoundRecord(_Record):
-    """Rows of attention at one rank beside the bounds of softmax perturbation; medians over rows.
+    """Attention rows at one rank compared with the softmax perturbation bounds; medians over rows.
 
-    Symbols are those of ``headcount.probes.saturation.perturbation``. No row breaks a proved bound:
-    ``violations`` counts.
+    Symbols are those of ``headcount.probes.saturation.perturbation``. ``violations`` counts rows that exceed a proved
+    bound; it should be 0.
     """
 
     rank: int
@@ -70,9 +70,9 @@ class BoundRecord(_Record):
     squared_bound: float
     """2 tanh(delta / 2) e^(2b) / L."""
     sharper_bound: float
-    """The same times 1 - e^(-2 delta)."""
+    """``squared_bound`` times 1 - e^(-2 delta)."""
     long_context_says_more: float
-    """Share of rows where ``squared_bound`` is below 2 tanh(delta / 2)^2, what the first inequality alone gives."""
+    """Share of rows where ``squared_bound`` is below 2 tanh(delta / 2)^2, the bound implied by the first inequality."""
     output_error: float
     """|o - o'|."""
     output_error_bound: float
@@ -89,34 +89,34 @@ class LayerCurves(_Record):
     layer: int
     heads: list[HeadCurve]
     bounds: list[BoundRecord] = []
-    """Of this layer's rows, a record a rank; empty in an older record."""
+    """Bounds for the rows of this layer, one record per rank; empty in older records."""
 
     def mean_rank(self, place: int) -> float:
-        """Saturation rank at the ``place``-th of ``SaturationRecord.tolerances``, averaged over the heads."""
+        """Mean saturation rank over the heads at the ``place``-th of ``SaturationRecord.tolerances``."""
         return sum(head.ranks[place] for head in self.heads) / len(self.heads)
 
     @property
     def mean_range(self) -> float:
-        """Range of the logits, averaged over the heads."""
+        """Mean logit range over the heads."""
         return sum(head.logit_range for head in self.heads) / len(self.heads)
 
 
 class LossRecord(_Record):
-    """The whole model with queries and keys cut in many heads at once."""
+    """Loss of the whole model with query/key ranks reduced in many heads at once."""
 
     name: str
     mean_rank: float
-    """Rank kept, averaged over all heads."""
+    """Retained rank, averaged over all heads."""
     loss: float
-    """Nats a token."""
+    """Nats per token."""
     increase: float
     low: float
     high: float
-    """95% interval of the increase, from blocks of tokens drawn again."""
+    """95% interval of the increase, from a block bootstrap over tokens."""
 
 
 class ContextRecord(_Record):
-    """Everything at one context length."""
+    """All measurements at one context length."""
 
     context: int
     fitted_windows: int
@@ -125,13 +125,13 @@ class ContextRecord(_Record):
     layers: list[LayerCurves]
     losses: list[LossRecord]
     bounds: list[BoundRecord] = []
-    """Of the rows of all layers, a record a rank; empty in an older record."""
+    """Bounds for the rows of all layers, one record per rank; empty in older records."""
     boundary: Boundary | None
-    """Of saturation ranks at 5%, averaged over a layer's heads; ``None``: fewer than 5 layers."""
+    """Boundary in the mean saturation rank per layer at 5%; ``None`` for fewer than 5 layers."""
 
 
 class ClaimRecord(_Record):
-    """One claim of the source paper, what was measured for it, and the verdict."""
+    """One claim of the source paper with its measurement and verdict."""
 
     name: str
     claim: str
@@ -140,7 +140,7 @@ class ClaimRecord(_Record):
     low: float | None
     high: float | None
     needed: str
-    """The rule by which the interval becomes the verdict."""
+    """The rule that turns the interval into the verdict."""
     verdict: Verdict
 
 
@@ -159,28 +159,28 @@ class SaturationRecord(_Record):
     contexts: list[ContextRecord]
     claims: list[ClaimRecord]
     weight_ranks: list[list[int]] | None = None
-    """Components that hold 90% of the energy of W_q' W_k, by layer and query head; ``None``: of an older record."""
+    """Components that hold 90% of the energy of W_q' W_k, by layer and query head; ``None`` in older records."""
 
 
 @dataclass(frozen=True)
 class Saturation:
-    """A saturation audit in hand."""
+    """A saturation audit and its folder."""
 
     record: SaturationRecord
     folder: Path
 
     @classmethod
     def open(cls, folder: Path | str) -> Saturation:
-        """Read its folder; what is missing or does not fit is refused by name."""
+        """Read the folder of an audit; missing or invalid content raises a HeadcountError."""
         folder = Path(folder)
         if not (folder / RECORD).is_file():
             raise HeadcountError(f"{folder} holds no finished saturation audit", fix="run headcount audit --saturation")
         return cls(read_json(folder / RECORD, SaturationRecord), folder)
 
     def head_rows(self) -> list[dict[str, int | float]]:
-        """One row a context, layer and head: saturation ranks, range of logits, length of outputs, components at 90%.
+        """One row per context, layer and head: saturation ranks, logit range, output RMS, components at 90%.
 
-        Of an older record the columns that it does not have are left out.
+        Columns missing from an older record are omitted.
         """
         names = [f"rank_{tolerance:g}" for tolerance in self.record.tolerances]
         later = ("output_rms", "energy_rank", "energy_error", "pooled_energy_rank")
@@ -205,7 +205,7 @@ class Saturation:
 
 
 class MeanError(NamedTuple):
-    """Output error at a rank, averaged over all heads; ``absolute`` in the unit of values, ``None``: older record."""
+    """Mean output error over all heads at a rank; ``absolute`` in units of values, ``None`` for an older record."""
 
     rank: int
     relative: float
@@ -213,7 +213,7 @@ class MeanError(NamedTuple):
 
 
 def mean_errors(context: ContextRecord) -> list[MeanError]:
-    """Output errors by rank, averaged over the heads that have so many dimensions."""
+    """Mean output errors by rank, over the heads that have at least that many dimensions."""
     heads = [head for layer in context.layers for head in layer.heads]
     errors = []
     for rank in range(max(len(head.errors) for head in heads)):
@@ -226,7 +226,7 @@ def mean_errors(context: ContextRecord) -> list[MeanError]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, smallest and largest over all heads."""
+    """Mean, minimum and maximum over all heads."""
 
     mean: float
     low: float
@@ -235,22 +235,22 @@ class Spread:
 
 @dataclass(frozen=True)
 class ComponentCounts:
-    """Three questions about the dimensions of queries and keys of one head, at one context, over all heads."""
+    """Measures of the query/key dimensions that heads use at one context, over all heads."""
 
     window: Spread
-    """Components that hold 90% of the energy of one window's centred logits."""
+    """Number of components that hold 90% of the energy of one window's centred logits."""
     pooled: Spread
-    """The same of the logits of all windows together."""
+    """The same number for the logits of all windows together."""
     weights: Spread
-    """Components that hold 90% of the energy of W_q' W_k."""
+    """Number of components that hold 90% of the energy of W_q' W_k."""
     output: Spread
-    """Saturation rank: components for a relative output error of 5%."""
+    """Saturation rank: dimensions needed for a relative output error of 5%."""
     error: Spread
-    """Relative output error of a head that keeps the components of ``window``, each window its own."""
+    """Relative output error of a head reduced to the components of ``window``, chosen per window."""
 
 
 def component_counts(record: SaturationRecord, context: ContextRecord) -> ComponentCounts | None:
-    """The counts of one context; ``None`` of an older record, which has no energies."""
+    """The counts at one context; ``None`` for an older record, which has no energies."""
     five = record.tolerances.index(0.05)
     heads = [head for layer in context.layers for head in layer.heads]
     window = [head.energy_rank for head in heads if head.energy_rank is not None]
@@ -267,10 +267,10 @@ def _spread(values: list[float]) -> Spread:
     return Spread(sum(values) / len(values), min(values), max(values))
 
 
-def summary_json(found: Saturation) -> JsonObject:
-    """What ``headcount audit --saturation --json`` prints; the curves of every rank are in the folder."""
-    record = found.record
-    rows = found.head_rows()
+def summary_json(audit: Saturation) -> JsonObject:
+    """The output of ``headcount audit --saturation --json``; curves over all ranks are in the folder."""
+    record = audit.record
+    rows = audit.head_rows()
     return {
         "model": record.model,
         "tokens": record.tokens,
@@ -288,12 +288,12 @@ def summary_json(found: Saturation) -> JsonObject:
             for context in record.contexts
         ],
         "claims": [claim.model_dump() for claim in record.claims],
-        "folder": str(found.folder),
+        "folder": str(audit.folder),
     }
 
 
 def _layer_means(rows: Sequence[Mapping[str, int | float]]) -> list[dict[str, int | float]]:
-    """The mean of every column over the heads of a layer; ``rows``: the head rows of one context."""
+    """Mean of every column over the heads of each layer; ``rows``: the head rows of one context."""
     means: list[dict[str, int | float]] = []
     for layer in dict.fromkeys(int(row["layer"]) for row in rows):
         heads = [row for row in rows if row["layer"] == layer]

@@ -1,7 +1,7 @@
-"""Running a saturation audit: every context layer by layer, then the whole model with all heads cut at once.
+"""Running a saturation audit: each context layer by layer, then the whole model with all heads reduced at once.
 
-Of each context's windows every other one gives the moments, and errors are measured on the rest. A finished layer, a
-finished variant of the loss and a finished context are each kept, so a killed run goes on and ends with the same bytes.
+At each context every other window is used for the moments, and errors are measured on the rest. Completed layers, loss
+variants and contexts are saved, so an interrupted run resumes and produces the same bytes.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ from headcount.trimming.audit.run import check_inputs, resolve_matmul_dtype
 from headcount.trimming.audit.stream import forget, visit_layers
 
 QUERIES = 128
-"""Queries looked at in all measured windows of a context, about."""
+"""Approximate number of sampled queries over all measured windows of a context."""
 LOSS_TOKENS = 2048
-"""Tokens of a context that losses are measured on, or one window."""
+"""Tokens per context used to measure losses; at least one window."""
 BY_WINDOW = ("squares", "lengths", "ranges", "energy_ranks", "energy_squares", *MEASURES)
-"""What is kept of a context by layer and measured window."""
+"""Quantities stored per layer and measured window of a context."""
 VARIANTS = (
     "dense",
     *(f"{kind} {tolerance:.0%}" for tolerance in TOLERANCES for kind in ("own", "uniform")),
     "first half d/4",
     "second half d/4",
 )
-"""Ways to cut the model: each head at its own rank at a tolerance, all at the mean of those, or half the layers."""
+"""Rank reductions of the model: each head at its own rank at a tolerance, all at the mean rank, or half the layers."""
 
 
 def saturation(
@@ -67,19 +67,19 @@ def saturation(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Saturation:
-    """Measure at which ranks a model's heads saturate, at several contexts.
+    """Measure the ranks at which a model's heads saturate, at several contexts.
 
     Args:
         opened: a dense model of a known family.
-        windows: for each context, ascending, ids (windows, context) by kind of text; two windows at least in all.
+        windows: ids (windows, context) by kind of text for each context, ascending; at least two windows in total.
         out: the run folder.
-        seed: of the resamples.
+        seed: seed of the resamples.
         matmul_dtype: see ``audit``.
-        overwrite: replace a run folder that was made from other inputs.
-        progress: told how far it is.
+        overwrite: replace a run folder made from different inputs.
+        progress: progress callback.
 
     Raises:
-        HeadcountError: no context, contexts not ascending or beyond the model's positions, too little text.
+        HeadcountError: no context, contexts not ascending or beyond the model's positions, or too little text.
     """
     check_contexts(list(windows))
     model = opened.model
@@ -105,9 +105,9 @@ def saturation(
     boundary = None
     for context, kinds in windows.items():
         ids = torch.cat(list(kinds.values()))
-        found = _context(model, spec, ids, folder, dtype, progress)
+        sums = _context(model, spec, ids, folder, dtype, progress)
         generator = numpy_generator(seed, "saturation", context)
-        record, drawn, boundary, losses = _summary(context, found, generator)
+        record, drawn, boundary, losses = _summary(context, sums, generator)
         contexts.append(record)
         draws.append(drawn)
     made = SaturationRecord(
@@ -135,9 +135,9 @@ def _context(
     dtype: torch.dtype | None,
     progress: Progress,
 ) -> dict[str, torch.Tensor]:
-    """All sums of one context, from its file or measured now."""
+    """All sums of one context, read from its file or measured."""
     context = ids.shape[1]
-    # An unfinished run of an older version has files named context-*, which lack rows and energies.
+    # Older versions used files named context-*, which lack rows and energies.
     file, work = folder / f"measured-{context:06d}.safetensors", folder / "work" / f"measured-{context:06d}"
     if file.is_file():
         return read_tensors(file)
@@ -149,48 +149,48 @@ def _context(
         chosen = [[w for w in range(len(c.q)) if (s + w) % 2 == 0] for s, c in zip(starts, calls, strict=False)]
         forms = head_forms(calls, chosen)
         ranks = bound_ranks(forms.a.shape[-1])
-        kept: dict[str, list[torch.Tensor]] = {name: [] for name in BY_WINDOW}
+        collected: dict[str, list[torch.Tensor]] = {name: [] for name in BY_WINDOW}
         for start, call in zip(starts, calls, strict=False):
             for window in range(len(call.q)):
                 if (start + window) % 2:
                     squares, lengths, ranges = errors_of_window(call, window, positions, forms)
-                    own = window_rows(call, window, positions, forms, ranks)
-                    own |= {"squares": squares, "lengths": lengths, "ranges": ranges}
-                    own["energy_ranks"], own["energy_squares"] = logit_components(call, window, positions)
-                    for name, rows in kept.items():
-                        rows.append(own[name])
-        found = {name: torch.stack(rows) for name, rows in kept.items()}
-        return found | {"mean": forms.mean, "a": forms.a, "b": forms.b, "energies": forms.energies}
+                    measures = window_rows(call, window, positions, forms, ranks)
+                    measures |= {"squares": squares, "lengths": lengths, "ranges": ranges}
+                    measures["energy_ranks"], measures["energy_squares"] = logit_components(call, window, positions)
+                    for name, rows in collected.items():
+                        rows.append(measures[name])
+        stacked = {name: torch.stack(rows) for name, rows in collected.items()}
+        return stacked | {"mean": forms.mean, "a": forms.a, "b": forms.b, "energies": forms.energies}
 
     layers = visit_layers(model, ids, work, visit, dtype=dtype, stage=f"context {context}", progress=progress)
-    found = {name: torch.stack([layer[name] for layer in layers]) for name in (*BY_WINDOW, "energies")}
-    found["windows"] = torch.tensor([len(ids) - len(measured), len(measured), len(positions) * len(measured)])
+    sums = {name: torch.stack([layer[name] for layer in layers]) for name in (*BY_WINDOW, "energies")}
+    sums["windows"] = torch.tensor([len(ids) - len(measured), len(measured), len(positions) * len(measured)])
     if model.get_output_embeddings() is not None and spec.layers[0].causal:
         forms = [HeadForms(*(layer[name] for name in ("mean", "a", "b", "energies"))) for layer in layers]
         tested = measured[: max(1, LOSS_TOKENS // context)]
-        found |= _losses(model, tested, forms, _variants(found), work, dtype, progress)
-    write_tensors(file, found)
+        sums |= _losses(model, tested, forms, _variants(sums), work, dtype, progress)
+    write_tensors(file, sums)
     forget(work)
-    return found
+    return sums
 
 
-def _ranks(found: Mapping[str, torch.Tensor]) -> np.ndarray:
+def _ranks(sums: Mapping[str, torch.Tensor]) -> np.ndarray:
     """Saturation ranks (L, H, tolerances) from the sums over all measured windows."""
-    errors = relative(found["squares"].sum(1).numpy(), found["lengths"].sum(1).numpy())
+    errors = relative(sums["squares"].sum(1).numpy(), sums["lengths"].sum(1).numpy())
     return np.stack([saturation_ranks(errors, tolerance) for tolerance in TOLERANCES], -1)
 
 
-def _variants(found: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Ranks (L, H) of each variant of the whole model: by head, one for all, and one half of the layers."""
-    own = _ranks(found)
-    layers, heads, d = *own.shape[:2], found["squares"].shape[-1] - 1
+def _variants(sums: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Ranks (L, H) of each variant of the model: per head, uniform, and reduced in one half of the layers."""
+    ranks = _ranks(sums)
+    layers, heads, d = *ranks.shape[:2], sums["squares"].shape[-1] - 1
     full = np.full((layers, heads), d)
     late = np.arange(layers)[:, None] >= (layers + 1) // 2
     variants = {"dense": full}
     for index, tolerance in enumerate(TOLERANCES):
-        variants[f"own {tolerance:.0%}"] = own[..., index]
-        variants[f"uniform {tolerance:.0%}"] = np.full_like(full, round(float(own[..., index].mean())))
-    # Of an odd number of layers the middle one is left alone, so that both halves are cut as much.
+        variants[f"own {tolerance:.0%}"] = ranks[..., index]
+        variants[f"uniform {tolerance:.0%}"] = np.full_like(full, round(float(ranks[..., index].mean())))
+    # With an odd number of layers the middle one is unchanged, so that both halves have equal size.
     early = np.arange(layers)[:, None] < layers // 2
     variants["first half d/4"] = np.where(early, max(1, d // 4), full)
     variants["second half d/4"] = np.where(late, max(1, d // 4), full)
@@ -206,8 +206,8 @@ def _losses(
     dtype: torch.dtype | None,
     progress: Progress,
 ) -> dict[str, torch.Tensor]:
-    """Nats by token of every variant (``loss.NAME``), and the ranks behind it (``ranks.NAME``)."""
-    found: dict[str, torch.Tensor] = {}
+    """Nats per token of every variant (``loss.NAME``) and its ranks (``ranks.NAME``)."""
+    losses: dict[str, torch.Tensor] = {}
     stage = f"losses {ids.shape[1]}"
     for number, (name, ranks) in enumerate(variants.items()):
         progress(stage, number, len(variants))
@@ -215,22 +215,22 @@ def _losses(
         if not file.is_file():
             maps = None
             if name != "dense":
-                maps = [own.query_maps(row.tolist()) for own, row in zip(forms, ranks, strict=True)]
+                maps = [form.query_maps(row.tolist()) for form, row in zip(forms, ranks, strict=True)]
             write_tensors(file, {"loss": token_losses(model, ids, maps, dtype)})
-        found[f"loss.{name}"] = read_tensors(file)["loss"]
-        found[f"ranks.{name}"] = torch.from_numpy(ranks)
+        losses[f"loss.{name}"] = read_tensors(file)["loss"]
+        losses[f"ranks.{name}"] = torch.from_numpy(ranks)
     progress(stage, len(variants), len(variants))
-    return found
+    return losses
 
 
 @torch.no_grad()
 def token_losses(
     model: PreTrainedModel, ids: torch.Tensor, maps: Sequence[torch.Tensor] | None, dtype: torch.dtype | None
 ) -> torch.Tensor:
-    """Nats of every predicted token, (windows * (tokens - 1),), with each layer's queries mapped by (H, d, d)."""
+    """Loss of each predicted token in nats, (windows * (tokens - 1),); ``maps``: query maps (H, d, d) by layer."""
     attentions = [attention_of(layer, family_of(model.config)) for layer in layers_of(model, family_of(model.config))]
     index_of = {id(module): index for index, module in enumerate(attentions)}
-    on_device = [own.to(model.device).float() for own in maps] if maps is not None else []
+    on_device = [layer_maps.to(model.device).float() for layer_maps in maps] if maps is not None else []
 
     def cut(call: AttentionCall) -> None:
         if maps is not None:
@@ -253,19 +253,19 @@ def token_losses(
 
 
 def _summary(
-    context: int, found: Mapping[str, torch.Tensor], generator: np.random.Generator
+    context: int, sums: Mapping[str, torch.Tensor], generator: np.random.Generator
 ) -> tuple[ContextRecord, Draws, Boundary | None, dict[str, np.ndarray]]:
-    """One context's record, its resamples, its boundary, and its losses by token."""
-    fitted, measured, queries = found["windows"].tolist()
-    arrays = {name: found[name].numpy() for name in ("squares", "lengths", "ranges")}
+    """The record, resamples, boundary and per-token losses of one context."""
+    fitted, measured, queries = sums["windows"].tolist()
+    arrays = {name: sums[name].numpy() for name in ("squares", "lengths", "ranges")}
     drawn = draws_of(Measured(context, **arrays, queries=queries // measured), generator)
     boundary = find_boundary(drawn.ranks[0, :, FIVE], drawn.ranks[1:, :, FIVE])
     errors = relative(arrays["squares"].sum(1), arrays["lengths"].sum(1))
-    ranks, ranges = _ranks(found), arrays["ranges"].mean(1)
+    ranks, ranges = _ranks(sums), arrays["ranges"].mean(1)
     output_rms = np.sqrt(arrays["lengths"].sum(1) / queries)
-    energy_ranks, pooled = found["energy_ranks"].double().mean(1).numpy(), components(found["energies"]).numpy()
-    energy_errors = relative(found["energy_squares"].sum(1).numpy()[..., None], arrays["lengths"].sum(1))[..., 0]
-    rows = {name: found[name].numpy() for name in MEASURES}
+    energy_ranks, pooled = sums["energy_ranks"].double().mean(1).numpy(), components(sums["energies"]).numpy()
+    energy_errors = relative(sums["energy_squares"].sum(1).numpy()[..., None], arrays["lengths"].sum(1))[..., 0]
+    rows = {name: sums[name].numpy() for name in MEASURES}
     measured_ranks = bound_ranks(errors.shape[-1] - 1)
     layers = [
         LayerCurves(
@@ -282,19 +282,19 @@ def _summary(
                 )
                 for head in range(ranks.shape[1])
             ],
-            bounds=bound_records({name: own[layer] for name, own in rows.items()}, measured_ranks),
+            bounds=bound_records({name: values[layer] for name, values in rows.items()}, measured_ranks),
         )
         for layer in range(len(ranks))
     ]
-    # In this order whether they come from a file or not: draws follow it.
-    losses = {name: found[f"loss.{name}"].numpy() for name in VARIANTS if f"loss.{name}" in found}
+    # Fixed order, whether or not they come from a file: resampling depends on it.
+    losses = {name: sums[f"loss.{name}"].numpy() for name in VARIANTS if f"loss.{name}" in sums}
     record = ContextRecord(
         context=context,
         fitted_windows=fitted,
         measured_windows=measured,
         queries=queries,
         layers=layers,
-        losses=[_loss_record(name, losses, found, generator) for name in losses],
+        losses=[_loss_record(name, losses, sums, generator) for name in losses],
         bounds=bound_records(rows, measured_ranks),
         boundary=boundary,
     )
@@ -302,13 +302,13 @@ def _summary(
 
 
 def _loss_record(
-    name: str, losses: Mapping[str, np.ndarray], found: Mapping[str, torch.Tensor], generator: np.random.Generator
+    name: str, losses: Mapping[str, np.ndarray], sums: Mapping[str, torch.Tensor], generator: np.random.Generator
 ) -> LossRecord:
     increases = loss_draws(losses[name] - losses["dense"], generator)
     low, high = interval(increases[1:])
     return LossRecord(
         name=name,
-        mean_rank=float(found[f"ranks.{name}"].double().mean()),
+        mean_rank=float(sums[f"ranks.{name}"].double().mean()),
         loss=float(losses[name].mean()),
         increase=float(increases[0]),
         low=low,

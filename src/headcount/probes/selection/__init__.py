@@ -1,1 +1,1 @@
-"""Selection capacity: how many of its keys a head can single out."""
+"""Selection capacity: how many of its keys a head can select."""

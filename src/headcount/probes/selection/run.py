@@ -1,4 +1,4 @@
-"""Running a selection audit: the keys of real windows, layer by layer, dense and at half of their dimensions."""
+"""Running a selection audit: keys of real windows, layer by layer, dense and reduced to half their dimensions."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ RECORD = "selection.json"
 SUBSETS = 8
 """Subsets of each kind and size in each window."""
 MOST_TOKENS = 1024
-"""Keys of one window at most: a subset is a quadratic programme over all of them."""
+"""Maximum keys per window: each subset is a quadratic program over all of them."""
 CHECKED = 2
-"""Subsets a layer whose separability the linear program decides again."""
+"""Subsets per layer whose separability is verified by the linear program."""
 
 
 class _Record(BaseModel):
@@ -51,15 +51,15 @@ class Capacity(_Record):
     separable: dict[str, list[float]]
     selected: dict[str, list[float]]
     margin: dict[str, list[float]]
-    """Median margin in logits of a query of length rho (0 where none separates)."""
+    """Median margin in logits of a query of norm rho (0 if none separates)."""
     separable_half: dict[str, float]
     selected_half: dict[str, float]
     undecided: float
-    """Share of subsets for which the bounds leave open whether they are selected; counted as not selected."""
+    """Share of subsets for which the bounds are inconclusive; these count as not selected."""
 
 
 class HeadSelection(_Record):
-    """One query head: the length of its queries, and its capacity dense and trimmed."""
+    """One query head: its query norm and its capacity with dense and trimmed keys."""
 
     query_norm: float
     dense: Capacity
@@ -74,7 +74,7 @@ class LayerSelection(_Record):
 
 
 class TheoryLine(_Record):
-    """What theory says of keys of a dimension: placed at best, and drawn from a Gaussian."""
+    """Reference values for a dimension: optimally placed keys and Gaussian keys."""
 
     dim: int
     neighbourly: int
@@ -96,21 +96,21 @@ class SelectionRecord(_Record):
     trimmed_rank: int
     theory: list[TheoryLine]
     checked: int
-    """Subsets that the linear program decided too."""
+    """Number of subsets also decided by the linear program."""
     agreed: int
     layers: list[LayerSelection]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A selection audit in hand."""
+    """A selection audit and its folder."""
 
     record: SelectionRecord
     folder: Path
 
     @classmethod
     def open(cls, folder: Path | str) -> Selection:
-        """Read its folder; what is missing or does not fit is refused by name."""
+        """Read the folder of an audit; missing or invalid content raises a HeadcountError."""
         folder = Path(folder)
         if not (folder / RECORD).is_file():
             raise HeadcountError(f"{folder} holds no finished selection audit", fix="run headcount audit --selection")
@@ -134,14 +134,14 @@ def selection(
         opened: a dense model of a known family.
         windows: ids (windows, context) by kind of text.
         out: the run folder.
-        subsets: of each kind and size, in each window.
-        seed: of the subsets.
+        subsets: number of subsets of each kind and size per window.
+        seed: seed of the subsets.
         matmul_dtype: see ``audit``.
-        overwrite: replace a run folder that was made from other inputs.
-        progress: told how far it is.
+        overwrite: replace a run folder made from different inputs.
+        progress: progress callback.
 
     Raises:
-        HeadcountError: what ``audit`` refuses; fewer than 8 or more than ``MOST_TOKENS`` tokens a window.
+        HeadcountError: inputs that ``audit`` rejects; fewer than 8 or more than ``MOST_TOKENS`` tokens per window.
     """
     model = opened.model
     spec = check_inputs(model, windows, "output")
@@ -170,7 +170,7 @@ def selection(
 
     dtype = resolve_matmul_dtype(model, matmul_dtype)
     work = folder / "work"
-    found = visit_layers(model, ids, work, visit, dtype=dtype, stage="selection", progress=progress)
+    layers = visit_layers(model, ids, work, visit, dtype=dtype, stage="selection", progress=progress)
     record = SelectionRecord(
         model=opened.name,
         fingerprint=opened.fingerprint,
@@ -182,9 +182,9 @@ def selection(
         sizes=sizes_of(context),
         trimmed_rank=rank,
         theory=[theory_line(context, dim, subsets * len(ids), seed) for dim in (spec.layers[0].qk_dim, rank)],
-        checked=sum(int(layer["checked"][0]) for layer in found),
-        agreed=sum(int(layer["checked"][1]) for layer in found),
-        layers=[_layer_record(index, layer, context) for index, layer in enumerate(found)],
+        checked=sum(int(layer["checked"][0]) for layer in layers),
+        agreed=sum(int(layer["checked"][1]) for layer in layers),
+        layers=[_layer_record(index, layer, context) for index, layer in enumerate(layers)],
     )
     write_json(folder / RECORD, record)
     forget(work)
@@ -192,7 +192,7 @@ def selection(
 
 
 def _layer(index: int, calls: list[AttentionCall], rank: int, subsets: int, seed: int) -> dict[str, torch.Tensor]:
-    """Bounds of every KV head and window: FORM.KIND.SIDE (kv, windows, sizes, count); ``reach`` (heads,): c rho."""
+    """Bounds for every KV head and window: FORM.KIND.SIDE (kv, windows, sizes, count); ``reach`` (heads,): c rho."""
     q = torch.cat([call.q for call in calls]).detach().cpu().double()
     k = torch.cat([call.k for call in calls]).detach().cpu().double()
     n_heads, (windows, n_kv_heads, tokens, d) = q.shape[1], k.shape
@@ -200,8 +200,8 @@ def _layer(index: int, calls: list[AttentionCall], rank: int, subsets: int, seed
     rows: dict[str, list[torch.Tensor]] = {}
     checked = torch.zeros(2, dtype=torch.int64)
     for head in range(n_kv_heads):
-        own, asked = k[:, head].flatten(0, 1), q[:, head * groups : (head + 1) * groups].reshape(-1, d)
-        chosen = directions(own.mean(0), own.T @ own / len(own), asked.T @ asked / len(asked))
+        head_keys, asked = k[:, head].flatten(0, 1), q[:, head * groups : (head + 1) * groups].reshape(-1, d)
+        chosen = directions(head_keys.mean(0), head_keys.T @ head_keys / len(head_keys), asked.T @ asked / len(asked))
         down, up = chosen.projection(rank)
         for window in range(windows):
             generator = numpy_generator(seed, "subsets", index, head, window)
@@ -216,49 +216,49 @@ def _layer(index: int, calls: list[AttentionCall], rank: int, subsets: int, seed
                     checked += _check(points, drawn["random"], margins.lower["random"], generator)
     scaling = calls[0].scaling
     lengths = q[:, :, tokens // 2 :].norm(dim=-1).transpose(0, 1).flatten(1)
-    found = {name: torch.stack(own).unflatten(0, (n_kv_heads, windows)) for name, own in rows.items()}
+    bounds = {name: torch.stack(tensors).unflatten(0, (n_kv_heads, windows)) for name, tensors in rows.items()}
     reach = scaling * lengths.quantile(QUANTILE, dim=1)
-    return found | {"reach": reach, "scaling": torch.tensor(scaling), "checked": checked}
+    return bounds | {"reach": reach, "scaling": torch.tensor(scaling), "checked": checked}
 
 
 def _check(keys: torch.Tensor, subsets: torch.Tensor, lower: torch.Tensor, generator: Any) -> torch.Tensor:
     """(subsets checked, subsets on which the linear program agrees)."""
-    every, found = subsets.flatten(0, 1), lower.flatten()
+    every, margins = subsets.flatten(0, 1), lower.flatten()
     chosen = generator.permutation(len(every))[:CHECKED]
-    agreed = sum(separable_exactly(keys, every[i]) == bool(found[i] > 0) for i in chosen)
+    agreed = sum(separable_exactly(keys, every[i]) == bool(margins[i] > 0) for i in chosen)
     return torch.tensor([len(chosen), agreed])
 
 
-def _layer_record(index: int, found: Mapping[str, torch.Tensor], tokens: int) -> LayerSelection:
-    reach = found["reach"]
-    n_kv_heads = len(found["dense.random.lower"])
+def _layer_record(index: int, bounds: Mapping[str, torch.Tensor], tokens: int) -> LayerSelection:
+    reach = bounds["reach"]
+    n_kv_heads = len(bounds["dense.random.lower"])
     groups = len(reach) // n_kv_heads
     heads = [
         HeadSelection(
-            query_norm=float(reach[head] / found["scaling"]),
-            dense=_capacity(found, "dense", head // groups, float(reach[head]), tokens),
-            trimmed=_capacity(found, "trimmed", head // groups, float(reach[head]), tokens),
+            query_norm=float(reach[head] / bounds["scaling"]),
+            dense=_capacity(bounds, "dense", head // groups, float(reach[head]), tokens),
+            trimmed=_capacity(bounds, "trimmed", head // groups, float(reach[head]), tokens),
         )
         for head in range(len(reach))
     ]
     return LayerSelection(layer=index, heads=heads)
 
 
-def _capacity(found: Mapping[str, torch.Tensor], form: str, kv_head: int, reach: float, tokens: int) -> Capacity:
-    wanted = margin_wanted(tokens)[:, None]
+def _capacity(bounds: Mapping[str, torch.Tensor], form: str, kv_head: int, reach: float, tokens: int) -> Capacity:
+    required = margin_wanted(tokens)[:, None]
     sizes = sizes_of(tokens)
     separable, selected, margin, open_ = {}, {}, {}, []
     for kind in KINDS:
         # (windows, sizes, count) -> (sizes, windows * count)
         low, high = (
-            found[f"{form}.{kind}.{side}"][kv_head].transpose(0, 1).flatten(1) * reach for side in ("lower", "upper")
+            bounds[f"{form}.{kind}.{side}"][kv_head].transpose(0, 1).flatten(1) * reach for side in ("lower", "upper")
         )
-        # A margin of zero is wanted of half of all tokens: it must be a margin all the same.
-        held = (low >= wanted) & (low > 0)
+        # For half of all tokens the required margin is zero, but the margin must still be positive.
+        held = (low >= required) & (low > 0)
         separable[kind] = (low > 0).double().mean(1).tolist()
         selected[kind] = held.double().mean(1).tolist()
         margin[kind] = low.clamp_min(0.0).median(1).values.tolist()
-        open_.append(((high >= wanted) & ~held & (wanted > 0)).double().mean())
+        open_.append(((high >= required) & ~held & (required > 0)).double().mean())
     return Capacity(
         separable=separable,
         selected=selected,
@@ -270,14 +270,14 @@ def _capacity(found: Mapping[str, torch.Tensor], form: str, kv_head: int, reach:
 
 
 def theory_line(tokens: int, dim: int, subsets: int, seed: int) -> TheoryLine:
-    """The two lines for keys of a dimension: m // 2 for keys placed at best, and a set of Gaussian keys."""
+    """The two reference values for a dimension: m // 2 for optimally placed keys, and a sample of Gaussian keys."""
     keys = torch.randn(tokens, dim, generator=torch_generator(seed, "gaussian", dim), dtype=torch.float64)
     margins = subset_margins(keys, draw_subsets(tokens, subsets, numpy_generator(seed, "gaussian", dim)))
     halves = {kind: half_point(sizes_of(tokens), (margins.lower[kind] > 0).double().mean(1).tolist()) for kind in KINDS}
     return TheoryLine(dim=dim, neighbourly=dim // 2, gaussian_half=halves)
 
 
-def summary_json(found: Selection) -> JsonObject:
-    """What ``headcount audit --selection --json`` prints."""
-    record = found.record
-    return record.model_dump(exclude={"spec", "fingerprint", "format"}) | {"folder": str(found.folder)}
+def summary_json(audit: Selection) -> JsonObject:
+    """The output of ``headcount audit --selection --json``."""
+    record = audit.record
+    return record.model_dump(exclude={"spec", "fingerprint", "format"}) | {"folder": str(audit.folder)}

@@ -1,4 +1,4 @@
-"""Figures of the heads: what each query head does with its attention, a map a statistic."""
+"""Heat maps of the attention statistics of each query head."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAD_FIELDS = {
 
 
 def head_maps(audit: AuditView) -> dict[str, Figure]:
-    """One map a statistic."""
+    """One heat map per statistic."""
     figures = {}
     for name, (_, unit, digits) in HEAD_FIELDS.items():
         values = [[getattr(head, name) for head in layer.heads] for layer in audit.layers]
@@ -29,9 +29,9 @@ def head_maps(audit: AuditView) -> dict[str, Figure]:
 
 
 def layer_head_map(values: Sequence[Sequence[float]], unit: str, largest: float | None, digits: int) -> Figure:
-    """A number a query head, by layer and head: layers to the right, heads upwards.
+    """Heat map of one number per query head, with layers on the x axis and heads on the y axis.
 
-    ``largest`` has the brightest colour, the largest number where it is ``None``; layers may differ in heads.
+    ``largest``: upper end of the colour scale, by default the maximum. Layers may differ in their number of heads.
     """
     heads = max(map(len, values))
     count = len(values)

@@ -1,4 +1,4 @@
-"""Figures of a plan: ranks by layer and side, and predicted against measured loss over the cache share."""
+"""Figures of a plan: ranks by layer and side, and predicted and measured loss against the cache share."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from headcount.trimming.evaluate.result import geometric_mean
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "hexagon", "triangle-down")
 APART = 0.007
-"""Marks of calibrated and of unseen text are drawn this far to the left and right of their cache share."""
+"""Horizontal offset of the markers of calibrated (left) and unseen (right) text from their cache share."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def rank_bars(audit: AuditView, plan: PlanView) -> Figure:
-    """Two rows of bars over the layers: ranks of keys above, of values below, before the dense width in grey."""
+    """Two rows of bars over the layers: key ranks above, value ranks below, with the dense width in grey."""
     layers = list(range(len(audit.layers)))
     key_colour = ROTATED if plan.key_side == "rotated_keys" else KEYS
     rows = (
-        ("keys", key_colour, [own[0] for own in plan.ranks], [layer.k_width for layer in audit.layers], "y"),
-        ("values", VALUES, [own[1] for own in plan.ranks], [layer.v_width for layer in audit.layers], "y2"),
+        ("keys", key_colour, [pair[0] for pair in plan.ranks], [layer.k_width for layer in audit.layers], "y"),
+        ("values", VALUES, [pair[1] for pair in plan.ranks], [layer.v_width for layer in audit.layers], "y2"),
     )
     data: list[Part] = []
     for name, colour, ranks, widths, row in rows:
@@ -76,10 +76,10 @@ def rank_bars(audit: AuditView, plan: PlanView) -> Figure:
 
 
 def pareto(plans: tuple[PlanView, ...], evaluation: EvaluationView | None) -> Figure:
-    """Loss increase over the cache share: predicted curves, and what was measured of each trimmed model.
+    """Loss increase against the cache share: predicted curves, and measurements of each trimmed model.
 
     Measured: log(perplexity / dense perplexity), filled for the geometric mean of a group of kinds, hollow for
-    each kind. A logarithmic axis leaves out what is zero or below; the page offers a linear one too.
+    each kind. The logarithmic axis omits values of zero or below; the page also offers a linear axis.
     """
     data: list[Part] = []
     drawn: set[tuple[str, str, str]] = set()
@@ -119,7 +119,7 @@ _MINOR = {"ticks": "outside", "ticklen": 2, "showgrid": False, "tickcolor": SPAR
 
 
 def _measured(evaluation: EvaluationView, index: int, group: Group) -> list[Part]:
-    """The points of one trimmed model on one group of kinds: the mean, and every kind."""
+    """The points of one trimmed model on one group of kinds: the mean and each kind."""
     model = evaluation.models[index + 1]
     ratios = evaluation.ratios(model, group)
     mean = geometric_mean(ratios.values())

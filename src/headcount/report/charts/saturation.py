@@ -1,4 +1,4 @@
-"""Figures of a saturation audit: ranks by layer, ranges of logits by context, losses with many heads cut at once."""
+"""Figures of a saturation audit: ranks by layer, logit ranges by context, losses with many heads reduced at once."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from headcount.report.page.style import (
 from headcount.report.saturation_view import BOUNDARY_TOLERANCE, ContextView, SaturationView
 
 SERIES = (KEYS, VALUES, CALIBRATED, ROTATED, UNSEEN, OTHER)
-"""Colours of contexts, which differ by symbol and dash too."""
+"""Colours of contexts, which also differ by symbol and dash."""
 ROW_GAP = 0.06
 
 
 def saturation_figures(view: SaturationView) -> dict[str, Figure]:
-    """All figures of the section by the id of their place; without a language-model head there are no losses."""
+    """All figures of the section by element id; there are no loss figures without a language-model head."""
     figures = {"saturation-ranks": rank_lines(view), "saturation-range": range_lines(view)}
-    # Half of the layers at d/4 costs far more than all heads at their ranks: each kind has an axis of its own.
+    # Half of the layers at d/4 costs far more than all heads at their ranks, so each kind has its own axis.
     names = dict.fromkeys(loss.name for context in view.contexts for loss in context.losses)
     halves = {name for name in names if "half" in name}
     if names.keys() - halves:
@@ -42,9 +42,9 @@ def saturation_figures(view: SaturationView) -> dict[str, Figure]:
 
 
 def rank_lines(view: SaturationView) -> Figure:
-    """A row a tolerance: mean saturation rank over the layers, a line a context, below the dimension in grey.
+    """One row per tolerance: mean saturation rank by layer, one line per context, with the dimension in grey.
 
-    Upright lines stand before the boundary layers, in the row of the tolerance that they were looked for at.
+    Vertical lines mark the start of the boundary layers, in the row of the tolerance used to find them.
     """
     layers = list(range(len(view.dims)))
     count = len(view.tolerances)
@@ -84,10 +84,10 @@ def rank_lines(view: SaturationView) -> Figure:
                     "<extra></extra>",
                 }
             )
-            found = context.boundary.layer if context.boundary else None
-            if tolerance == BOUNDARY_TOLERANCE and found is not None:
+            boundary_layer = context.boundary.layer if context.boundary else None
+            if tolerance == BOUNDARY_TOLERANCE and boundary_layer is not None:
                 line = {"color": SERIES[index % len(SERIES)], "width": 1.5, "dash": "dash"}
-                ends = {"x0": found - 0.5, "x1": found - 0.5, "y0": 0, "y1": 1}
+                ends = {"x0": boundary_layer - 0.5, "x1": boundary_layer - 0.5, "y0": 0, "y1": 1}
                 shapes.append({"type": "line", "xref": "x", "yref": f"y{number} domain", "line": line} | ends)
     below = axis("layer", anchor=f"y{number}", dtick=tick_step(len(layers)), range=[-0.8, len(layers) - 0.2])
     first = rows.pop("yaxis")
@@ -95,9 +95,9 @@ def rank_lines(view: SaturationView) -> Figure:
 
 
 def range_lines(view: SaturationView) -> Figure:
-    """Range of a query's logits over the context: each layer thin, the mean bold, and a growth of 1 per ln L dashed.
+    """Logit range of a query by context: layers thin, the mean bold, and a growth of 1 per ln L dashed.
 
-    The last is where e^(2b)/L, the source paper's bound with 2b the range and L the context, stops falling.
+    At the dashed slope e^(2b)/L, the source paper's bound with 2b the range and L the context, stops decreasing.
     """
     lengths = [context.context for context in view.contexts]
     means = [sum(context.ranges) / len(context.ranges) for context in view.contexts]
@@ -147,7 +147,7 @@ def range_lines(view: SaturationView) -> Figure:
 
 
 def loss_marks(view: SaturationView, names: Collection[str], height: int, legend: bool) -> Figure:
-    """Loss increase of some ways to cut the model with its 95% intervals, a mark a context."""
+    """Loss increases of some rank reductions with 95% intervals, one marker per context."""
     data: list[Part] = []
     for index, context in enumerate(view.contexts):
         chosen = [loss for loss in context.losses if loss.name in names]
@@ -187,7 +187,7 @@ def loss_marks(view: SaturationView, names: Collection[str], height: int, legend
 
 
 def _series(index: int, context: ContextView) -> Part:
-    """How a context is drawn everywhere."""
+    """The trace style of a context, used in all figures."""
     colour = SERIES[index % len(SERIES)]
     return {
         "type": "scatter",

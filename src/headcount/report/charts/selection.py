@@ -1,4 +1,4 @@
-"""Figures of a selection audit: half points over the layers beside theory's lines, and maps of every head."""
+"""Figures of a selection audit: half points by layer with theoretical values, and heat maps of all heads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from headcount.report.page.style import CALIBRATED, KEYS, MUTED, VALUES, Figure,
 from headcount.report.saturation_view import FORMS, WHATS, SelectionView
 
 LEAST = 0.5
-"""Half points below this are drawn here on the logarithmic axis (0: not even single tokens)."""
+"""Half points below this are drawn at this value on the logarithmic axis (0: not even single tokens)."""
 WHAT_COLOURS = {"separable": KEYS, "selected": VALUES}
 FORM_DASHES = {"dense": "solid", "trimmed": "dash"}
 FORM_SYMBOLS = {"dense": "circle", "trimmed": "diamond-open"}
@@ -16,7 +16,7 @@ THEORY_DASHES = ("dot", "dashdot")
 
 
 def selection_figures(view: SelectionView) -> dict[str, Figure]:
-    """All figures of the section by the id of their place."""
+    """All figures of the section by element id."""
     figures = {"selection-layers": half_point_lines(view)}
     for kind in KINDS:
         largest = max(head[form, "selected", kind] for layer in view.heads for head in layer for form in FORMS)
@@ -27,17 +27,17 @@ def selection_figures(view: SelectionView) -> dict[str, Figure]:
 
 
 def half_point_lines(view: SelectionView) -> Figure:
-    """A row a kind of subsets: mean half point over the layers, and what theory says of so many dimensions."""
+    """One row per kind of subset: mean half point by layer, and the theoretical values for the dimensions."""
     layers = list(range(len(view.heads)))
     data: list[Part] = []
     for row, kind in enumerate(KINDS):
-        own = {"type": "scatter", "yaxis": "y" if row == 0 else f"y{row + 1}", "showlegend": row == 0}
+        shared = {"type": "scatter", "yaxis": "y" if row == 0 else f"y{row + 1}", "showlegend": row == 0}
         for what in WHATS:
             for form in FORMS:
                 means = [view.mean(layer, form, what, kind) for layer in layers]
                 colour = WHAT_COLOURS[what]
                 data.append(
-                    own
+                    shared
                     | {
                         "mode": "lines+markers",
                         "name": f"{what}, {form}",
@@ -56,7 +56,7 @@ def half_point_lines(view: SelectionView) -> Figure:
             for name, number, colour in named:
                 label = f"{name}, m = {line.dim}"
                 data.append(
-                    own
+                    shared
                     | {
                         "mode": "lines",
                         "name": label,

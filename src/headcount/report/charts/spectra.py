@@ -1,4 +1,4 @@
-"""Figures of the spectra: a map a side with the plan's cut on it, and one layer at a time as lines."""
+"""Figures of the spectra: one heat map per side with the plan's ranks, and line plots of single layers."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from headcount.report.view import AuditView, PlanView
 from headcount.report.words import ENERGY_UNITS, side_name
 
 POINTS = 256
-"""Most directions drawn of one side; wider ones are thinned evenly, first and last kept."""
+"""Maximum directions drawn per side; wider sides are subsampled evenly, including the first and last."""
 DECADES = 7
-"""Energies this many powers of ten below the largest share the darkest colour."""
+"""Range of the colour scale in powers of ten below the largest energy."""
 
 
 def sides_of(audit: AuditView) -> list[str]:
-    """The sides that an audit has, in a fixed order."""
+    """The sides of an audit, in a fixed order."""
     return [side for side in ("keys", "rotated_keys", "values") if side in audit.layers[0].spectra]
 
 
 def chosen(width: int) -> list[int]:
-    """Which directions of a side are drawn, counted from 0.
+    """Zero-based indices of the directions drawn for a side.
 
     >>> len(chosen(1024)), chosen(1024)[-1], chosen(3)
     (256, 1023, [0, 1, 2])
@@ -42,14 +42,14 @@ def chosen(width: int) -> list[int]:
 
 
 def exponents(audit: AuditView) -> tuple[int, int]:
-    """The powers of ten that colours span over all sides: (lowest, highest)."""
+    """The range of the colour scale over all sides, as powers of ten: (lowest, highest)."""
     largest = max((e for layer in audit.layers for spectrum in layer.spectra.values() for e in spectrum), default=1.0)
     top = math.ceil(math.log10(largest)) if largest > 0 else 0
     return top - DECADES, top
 
 
 def heat_map(audit: AuditView, side: str, plan: PlanView | None) -> Figure:
-    """Energies of one side: layers downwards, directions to the right, and the plan's cut as a line."""
+    """Energies of one side, with layers downwards, directions to the right, and the plan's ranks as a line."""
     low, high = exponents(audit)
     width = max(len(layer.spectra[side]) for layer in audit.layers)
     columns = chosen(width)
@@ -91,9 +91,9 @@ def heat_map(audit: AuditView, side: str, plan: PlanView | None) -> Figure:
 
 
 def spectrum_lines(audit: AuditView, plan: PlanView | None) -> tuple[Figure, list[Part]]:
-    """The spectra of one layer on a logarithmic axis, and for each layer what a slider must put in their place.
+    """The spectra of one layer on a logarithmic axis, and a frame per layer for the slider.
 
-    A frame holds ``y`` (a list a side), ``shapes`` and ``annotations`` (the plan's cuts).
+    A frame contains ``y`` (one list per side), ``shapes`` and ``annotations`` (the plan's ranks).
     """
     low, high = exponents(audit)
     sides = sides_of(audit)
@@ -148,19 +148,19 @@ def _ticks(low: int, high: int) -> list[str]:
 
 
 def _drawn(spectrum: tuple[float, ...], columns: list[int]) -> list[float | None]:
-    """A thinned spectrum for a logarithmic axis, which has no place for zero."""
+    """A subsampled spectrum for a logarithmic axis, which cannot show zero."""
     return [float(f"{spectrum[i]:.3g}") if i < len(spectrum) and spectrum[i] > 0 else None for i in columns]
 
 
 def _cut(plan: PlanView | None, side: str) -> list[int] | None:
-    """The ranks at which a plan cuts a side; ``None`` for a side that it does not project."""
+    """The ranks at which a plan truncates a side; ``None`` for a side that it does not project."""
     if plan is None or side not in (plan.key_side, "values"):
         return None
     return [v if side == "values" else k for k, v in plan.ranks]
 
 
 def _cut_lines(plan: PlanView | None, sides: list[str], layer: int) -> list[Part]:
-    """Upright lines where a plan cuts a layer's sides."""
+    """Vertical lines at the ranks where a plan truncates the sides of a layer."""
     return [
         {
             "type": "line",
@@ -177,7 +177,7 @@ def _cut_lines(plan: PlanView | None, sides: list[str], layer: int) -> list[Part
 
 
 def _cut_labels(plan: PlanView | None, sides: list[str], layer: int, width: int) -> list[Part]:
-    """What the upright lines stand for, one below the other, on the side that has room."""
+    """Labels of the vertical lines, stacked, on the side with enough space."""
     labels: list[Part] = []
     for side in sides:
         cut = _cut(plan, side)

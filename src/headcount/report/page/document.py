@@ -1,8 +1,8 @@
-"""The page: one HTML file that needs nothing else, drawn by the browser from data that travels in it.
+"""The page: one self-contained HTML file, drawn by the browser from embedded data.
 
-The file holds plotly.js, the figures as JSON, and a content security policy that forbids every connection and every
-script but the two whose hashes it names: neither a model's name nor a sample can load or run anything. Nothing
-in it depends on the time or the machine: equal views give equal bytes.
+The file contains plotly.js, the figures as JSON, and a content security policy that forbids all connections and all
+scripts except the two listed by hash: neither a model name nor a sample can load or run anything. The content does not
+depend on the time or the machine: equal views give equal bytes.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from headcount.report.view import EvaluationView, Measure, ReportView
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of the comparison as text, with its ratio to the first model where that means something."""
+    """A number of the comparison as text, with its ratio to the first model where meaningful."""
 
     text: str
     ratio: str
 
 
 GENERATOR = '<meta name="generator" content="headcount">'
-"""By which a page is known as ours."""
+"""Marks a page as written by headcount."""
 
 
 def write_report(path: Path | str, view: ReportView) -> Path:
-    """Write ``view`` as one self-contained page; returns its path. The file appears complete or not at all.
+    """Write ``view`` as one self-contained page; returns its path. The file is written atomically.
 
-    Raises ``HeadcountError`` where another program's file lies at ``path``.
+    Raises ``HeadcountError`` if ``path`` exists and was not written by headcount.
 
     >>> write_report("out/report.html", view)          # doctest: +SKIP
     PosixPath('out/report.html')
@@ -118,12 +118,12 @@ def _asset(name: str) -> str:
 
 
 def policy(scripts: list[str]) -> str:
-    """The content security policy: only these scripts run, nothing is fetched.
+    """The content security policy: only these scripts run, and nothing is fetched.
 
-    Plotly sets styles and draws maps as images of its own data, hence the two other permissions.
+    Inline styles and data images are allowed because plotly uses them.
     """
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{found}'" for found in hashes)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
@@ -131,7 +131,7 @@ def policy(scripts: list[str]) -> str:
 
 
 def comparison(evaluation: EvaluationView | None) -> list[tuple[str, list[tuple[Measure, list[Cell]]]]]:
-    """The rows of the comparison by group, as text."""
+    """The comparison rows by group, as text."""
     groups: dict[str, list[tuple[Measure, list[Cell]]]] = {}
     for measure in evaluation.measures if evaluation else ():
         first = measure.values[0]
@@ -144,25 +144,25 @@ def comparison(evaluation: EvaluationView | None) -> list[tuple[str, list[tuple[
 
 
 def samples(evaluation: EvaluationView | None) -> list[tuple[str, str, str]]:
-    """(model, the part that agrees with the first model's sample, the rest)."""
+    """(model, the prefix shared with the first model's sample, the rest)."""
     if evaluation is None or not any(model.sample for model in evaluation.models):
         return []
     first = evaluation.models[0].sample
-    found = [(evaluation.models[0].name, "", first)]
+    rows = [(evaluation.models[0].name, "", first)]
     for model in evaluation.models[1:]:
         same = next((i for i, (a, b) in enumerate(zip(first, model.sample, strict=False)) if a != b), None)
         same = min(len(first), len(model.sample)) if same is None else same
-        found.append((model.name, model.sample[:same], model.sample[same:]))
-    return found
+        rows.append((model.name, model.sample[:same], model.sample[same:]))
+    return rows
 
 
 def prediction(view: ReportView) -> str:
-    """How prediction and measurement compare."""
+    """A comparison of prediction and measurement."""
     return words.prediction_words(view.plan, view.evaluation, main_model(view)) if view.plan else ""
 
 
 def sections(view: ReportView) -> list[tuple[str, str]]:
-    """(anchor, heading) of the sections that this view has data for."""
+    """(anchor, heading) of each section for which the view has data."""
     has_evaluation = view.evaluation is not None and bool(view.evaluation.measures)
     offered = (
         ("comparison", "Comparison", has_evaluation),
@@ -179,14 +179,14 @@ def sections(view: ReportView) -> list[tuple[str, str]]:
 
 
 class Choices(TypedDict):
-    """What the page's controls put into its figures: spectra by layer and side, ranks by plan."""
+    """Data selected by the controls of the page: spectra by layer and side, ranks by plan."""
 
     frames: list[Part]
     ranks: list[Figure]
 
 
 def figures_of(view: ReportView) -> tuple[dict[str, Figure], Choices]:
-    """All figures by the id of their place, and what the page's controls put into them."""
+    """All figures by element id, and the data selected by the page controls."""
     lines, frames = spectrum_lines(view.audit, view.plan)
     figures = {f"heat-{side}": heat_map(view.audit, side, view.plan) for side in sides_of(view.audit)}
     figures |= {"lines": lines}

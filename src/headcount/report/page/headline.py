@@ -1,4 +1,4 @@
-"""The headline of a run: what was done, and its few numbers with what they were measured against."""
+"""The headline of a run: a summary and its key numbers with their baselines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headcount.trimming.evaluate.result import geometric_mean
 
 @dataclass(frozen=True)
 class Tile:
-    """One number of the headline: what it is, the number, and what it was measured against."""
+    """One headline number with its label and baseline."""
 
     label: str
     number: str
@@ -19,19 +19,19 @@ class Tile:
 
 
 def title(view: ReportView) -> str:
-    """What the page is called."""
+    """The page title."""
     if view.plan is None:
         return f"{view.audit.model}: how its attention is used"
     return f"{view.audit.model} at {100 * view.plan.cache_ratio:.0f}% of its key-value cache"
 
 
 def sentences(view: ReportView) -> list[str]:
-    """What was done, in sentences."""
+    """Sentences that describe the run."""
     return [words.attention_words(view.audit), words.done_words(view.audit, view.plan)]
 
 
 def main_model(view: ReportView) -> ModelView | None:
-    """The trimmed model that the headline speaks of: that of the first plan, else the second model."""
+    """The trimmed model shown in the headline: the model of the first plan, or else the second model."""
     others = view.evaluation.models[1:] if view.evaluation else ()
     if view.plan is None:
         return others[0] if others else None
@@ -39,12 +39,12 @@ def main_model(view: ReportView) -> ModelView | None:
 
 
 def tiles(view: ReportView) -> list[Tile]:
-    """Cache, quality on calibrated and on unseen text, decoding speed; only what was measured."""
+    """Cache, quality on calibrated and unseen text, and decoding speed, as far as measured."""
     evaluation, model = view.evaluation, main_model(view)
     if evaluation is None or model is None:
         return _planned_tiles(view)
     dense = evaluation.models[0]
-    found = [
+    headline_tiles = [
         Tile(
             "Cache per token",
             words.times(evaluation.cache_ratio(model)),
@@ -55,14 +55,14 @@ def tiles(view: ReportView) -> list[Tile]:
         detail = words.quality_words(evaluation, model, group)
         if detail is not None:
             mean = geometric_mean(evaluation.ratios(model, group).values())
-            found.append(Tile(f"Perplexity, {group} text", words.times(mean), detail))
+            headline_tiles.append(Tile(f"Perplexity, {group} text", words.times(mean), detail))
     speedup = evaluation.speedup(model)
     if speedup is not None:
-        rates = [words.value(own.decode_tokens_per_s, "rate") for own in (model, dense)]
+        rates = [words.value(timed.decode_tokens_per_s, "rate") for timed in (model, dense)]
         detail = f"{rates[0]} tokens/s against {rates[1]}"
         setting = f"; {evaluation.speed_setting}" if evaluation.speed_setting else ""
-        found.append(Tile("Decoding speed", words.times(speedup), detail + setting))
-    return found
+        headline_tiles.append(Tile("Decoding speed", words.times(speedup), detail + setting))
+    return headline_tiles
 
 
 def _planned_tiles(view: ReportView) -> list[Tile]:
@@ -70,8 +70,10 @@ def _planned_tiles(view: ReportView) -> list[Tile]:
         return []
     numbers = sum(k + v for k, v in view.plan.ranks)
     detail = f"{numbers:,} numbers per token against {view.audit.cache_numbers_per_token:,}; planned, not measured"
-    found = [Tile("Cache per token", words.times(view.plan.cache_ratio), detail)]
+    planned_tiles = [Tile("Cache per token", words.times(view.plan.cache_ratio), detail)]
     if view.plan.predicted_loss_increase is not None:
         number = words.signed(view.plan.predicted_loss_increase)
-        found.append(Tile("Predicted loss", number, "nats per token, to second order, before repair; not measured"))
-    return found
+        planned_tiles.append(
+            Tile("Predicted loss", number, "nats per token, to second order, before repair; not measured")
+        )
+    return planned_tiles

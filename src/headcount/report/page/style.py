@@ -1,8 +1,8 @@
 """Colours and axes of the figures.
 
-Figures are written in the light scheme's colours; the page swaps each for its partner where dark is preferred.
-Hues are of the Okabe-Ito kind, which colour-blind readers tell apart, and every pair that must be told apart
-also differs by shape, dash or label. Maps of quantities use viridis in both schemes.
+Figures use the colours of the light scheme; the page replaces each by its dark counterpart in dark mode. Hues follow
+the Okabe-Ito palette, which is safe for colour-blind readers, and series that must be distinguished also differ by
+shape, dash or label. Heat maps use viridis in both schemes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DARK = {
     UNSEEN: "#f58cca",
     OTHER: "#d8c74a",
 }
-"""The dark partner of each colour."""
+"""The dark-mode counterpart of each colour."""
 
 GROUP_COLOURS = {"calibrated": CALIBRATED, "unseen": UNSEEN, "other": OTHER}
 SIDE_COLOURS = {"keys": KEYS, "rotated_keys": ROTATED, "values": VALUES}
@@ -43,7 +43,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 TOP_LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
 
 Part = dict[str, Any]
-"""A part of a plotly figure as plain data: a trace, an axis, a shape, a label."""
+"""A component of a plotly figure as plain data: a trace, an axis, a shape, a label."""
 
 
 class Figure(TypedDict):
@@ -69,7 +69,7 @@ def axis(title: str, **options: Any) -> Part:
 
 
 def layout(height: int, xaxis: Part, yaxis: Part, **options: Any) -> Part:
-    """What all figures share. Height in pixels; the width follows the page."""
+    """The layout shared by all figures. Height in pixels; the width follows the page."""
     return {
         "height": height,
         "autosize": True,
@@ -86,7 +86,7 @@ def layout(height: int, xaxis: Part, yaxis: Part, **options: Any) -> Part:
 
 
 def colour_bar(**options: Any) -> Part:
-    """A slim colour bar; its unit stands in the figure's caption."""
+    """A narrow colour bar; its unit is stated in the figure caption."""
     return {"thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11}, "x": 1.01, "xpad": 4, "ypad": 0, **options}
 
 
@@ -100,12 +100,12 @@ def ten_to(exponent: int) -> str:
 
 
 def plain(text: str) -> str:
-    """Text for plotly, which reads a subset of HTML in labels: a name must not be taken for markup."""
+    """Text escaped for plotly, which interprets a subset of HTML in labels."""
     return html.escape(text)
 
 
 def tick_step(count: int) -> int:
-    """Distance of ticks on an axis of layers or heads, so that about eight are labelled.
+    """Tick spacing on an axis of layers or heads, for about eight labels.
 
     >>> tick_step(30), tick_step(80), tick_step(6)
     (5, 10, 1)

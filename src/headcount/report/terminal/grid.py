@@ -1,4 +1,4 @@
-"""A table for the terminal that fits any width and is plain where stdout is no terminal."""
+"""A table for the terminal that fits any width and is plain if stdout is not a terminal."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ GAP = 2
 
 @dataclass(frozen=True)
 class Grid:
-    """A titled table: the first column holds names, the others numbers that are set to the right.
+    """A titled table: names in the first column, right-aligned numbers in the others.
 
-    ``bars``: by column, shares from 0 to 1 that a terminal also draws.
+    ``bars``: by column, shares from 0 to 1 that are also drawn on a terminal.
     """
 
     title: str
@@ -65,7 +65,7 @@ class Grid:
 
 
 def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
-    """Columns 1, 2, ... in groups that fit into ``room``, at least one each.
+    """Columns 1, 2, ... in groups that fit into ``room``, with at least one column per group.
 
     >>> _parts([9, 10, 10, 10], 26)
     [[1, 2], [3]]
@@ -82,7 +82,7 @@ def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def shortened(name: str, most: int) -> str:
-    """A name of at most ``most`` characters: the middle goes first, since ends tell names apart.
+    """A name shortened to at most ``most`` characters by removing the middle, since names differ at their ends.
 
     >>> shortened("organisation/model-half-fast", 17)
     'organisa…alf-fast'

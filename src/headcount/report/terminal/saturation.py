@@ -1,4 +1,4 @@
-"""Saturation and selection for people: tables for the terminal."""
+"""Terminal tables of saturation and selection audits."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from headcount.report.terminal.grid import Grid
 from headcount.report.terminal.saturation_bounds import bound_table, component_table, error_table
 
 FIVE = 1
-"""Place of the 5% tolerance among the record's."""
+"""Index of the 5% tolerance in the record."""
 
 
-def saturation_tables(found: Saturation) -> list[RenderableType]:
-    """What ``headcount audit --saturation`` prints: ranks by layer, losses, boundaries, claims."""
-    record = found.record
+def saturation_tables(audit: Saturation) -> list[RenderableType]:
+    """The output of ``headcount audit --saturation``: ranks by layer, losses, boundaries, claims."""
+    record = audit.record
     width = len(record.contexts[0].layers[0].heads[0].errors) - 1
     contexts = [str(context.context) for context in record.contexts]
     rows = [
@@ -57,16 +57,16 @@ def saturation_tables(found: Saturation) -> list[RenderableType]:
     ]
     claim_note = "What each number is and the rule of its verdict: saturation.json."
     parts += [Grid("Claims", ["claim", "verdict", "measured", "95%"], claims, claim_note)]
-    return [*parts, Text(f"In {found.folder}")]
+    return [*parts, Text(f"In {audit.folder}")]
 
 
-def selection_tables(found: Selection) -> list[RenderableType]:
-    """What ``headcount audit --selection`` prints: half points by layer, and theory's."""
-    record = found.record
+def selection_tables(audit: Selection) -> list[RenderableType]:
+    """The output of ``headcount audit --selection``: measured and theoretical half points."""
+    record = audit.record
 
     def mean(layer: int, form: str, what: str, kind: str) -> str:
         heads: list[Capacity] = [getattr(head, form) for head in record.layers[layer].heads]
-        return f"{sum(getattr(own, what)[kind] for own in heads) / len(heads):.1f}"
+        return f"{sum(getattr(capacity, what)[kind] for capacity in heads) / len(heads):.1f}"
 
     cells = [
         (form, what, kind)
@@ -88,7 +88,7 @@ def selection_tables(found: Selection) -> list[RenderableType]:
     return [
         Grid("Selection capacity", columns, rows, note),
         Grid("Theory", ["dimension", "keys placed\nat best", *(f"Gaussian keys\n{kind}" for kind in KINDS)], theory),
-        Text(f"In {found.folder}"),
+        Text(f"In {audit.folder}"),
     ]
 
 
@@ -97,17 +97,17 @@ def _short(value: float | None) -> str:
 
 
 def _boundary_words(context: ContextRecord) -> str:
-    own = context.boundary
-    if own is None:
+    boundary = context.boundary
+    if boundary is None:
         return f"context {context.context}: too few layers to look for a boundary"
-    if own.layer is None:
+    if boundary.layer is None:
         return (
-            f"context {context.context}: no boundary (best step at layer {own.candidate}, BIC {own.advantage:+.1f} "
-            f"over constant and line, {own.share:.0%} of resamples)"
+            f"context {context.context}: no boundary (best step at layer {boundary.candidate}, BIC "
+            f"{boundary.advantage:+.1f} over constant and line, {boundary.share:.0%} of resamples)"
         )
     return (
-        f"context {context.context}: boundary at layer {own.layer} ({own.low} to {own.high}), rank {own.before:.1f} "
-        f"before and {own.after:.1f} from it"
+        f"context {context.context}: boundary at layer {boundary.layer} ({boundary.low} to {boundary.high}), rank "
+        f"{boundary.before:.1f} before and {boundary.after:.1f} from it"
     )
 
 

@@ -1,4 +1,4 @@
-"""Terminal tables of a saturation audit beside its ranks: output errors, perturbation bounds, counts of components."""
+"""Further terminal tables of a saturation audit: output errors, perturbation bounds, component counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from headcount.report.words import significant
 
 
 def error_table(record: SaturationRecord) -> Grid | None:
-    """Relative and absolute output errors at a few ranks, by context; ``None`` of an older record."""
+    """Relative and absolute output errors at a few ranks, by context; ``None`` for an older record."""
     rows = []
     for context in record.contexts:
         errors = mean_errors(context)
@@ -45,7 +45,7 @@ def error_table(record: SaturationRecord) -> Grid | None:
 
 
 def bound_table(record: SaturationRecord) -> Grid | None:
-    """The two inequalities of softmax perturbation on measured rows; ``None`` of an older record."""
+    """The two softmax perturbation inequalities on measured rows; ``None`` for an older record."""
     rows = [
         [
             str(context.context),
@@ -83,7 +83,7 @@ def bound_table(record: SaturationRecord) -> Grid | None:
 
 
 def component_table(record: SaturationRecord) -> Grid | None:
-    """Energy of logits, energy of the weight product and output error of each head; ``None`` of an older record."""
+    """Dimensions by logit energy, weight-product energy and output error; ``None`` for an older record."""
     rows = []
     for context in record.contexts:
         counts = component_counts(record, context)

@@ -1,7 +1,7 @@
-"""Tables for the terminal: audit, plan and comparison at any width from 60 columns on.
+"""Tables for the terminal: audit, plan and comparison at any width of at least 60 columns.
 
-A table that is too wide is cut into several below each other, each with the first column; nothing is truncated but
-long names. Where stdout is no terminal there are no lines and no colours. Names and samples are never taken for markup.
+A table that is too wide is split into several stacked tables that repeat the first column; only long names are
+truncated. If stdout is not a terminal, tables have no lines or colours. Names and samples are never parsed as markup.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from headcount.trimming.evaluate.result import Evaluation
 from headcount.trimming.plan.make import Plan
 
 MOST_ROWS = 48
-"""Layers shown of a deep model; the rest are skipped evenly, and the table says so."""
+"""Maximum number of layers shown; deeper models are subsampled evenly, which the table notes."""
 ENERGY_SHARE = 0.99
 SAMPLE_WIDTH = 38
-"""Fewest characters a line for a sample that stands beside others."""
+"""Minimum line width of samples shown side by side."""
 
 
 def needed(spectrum: Sequence[float], share: float = ENERGY_SHARE) -> int:
-    """How many of the first directions hold ``share`` of the energy.
+    """Number of leading directions that hold ``share`` of the energy.
 
     >>> needed([8.0, 1.0, 1.0], 0.9)
     2
     """
     target = share * sum(spectrum)
-    return next((i for i, kept in enumerate(accumulate(spectrum), 1) if kept >= target), len(spectrum))
+    return next((i for i, energy in enumerate(accumulate(spectrum), 1) if energy >= target), len(spectrum))
 
 
-def audit_tables(found: Audit) -> list[RenderableType]:
-    """What ``headcount audit`` prints."""
-    return [*audit_summary(audit_view(found.record, found.timing)), *_place(found.folder)]
+def audit_tables(audit: Audit) -> list[RenderableType]:
+    """The output of ``headcount audit``."""
+    return [*audit_summary(audit_view(audit.record, audit.timing)), *_place(audit.folder)]
 
 
 def plan_tables(made: Plan) -> list[RenderableType]:
-    """What ``headcount plan`` prints."""
+    """The output of ``headcount plan``."""
     audit = audit_view(made.audit.record)
     plan = plan_view("plan", made.record, "rotated_keys" in audit.layers[0].spectra)
     notes = (Text(note) for note in unused_notes(made.audit.record))
     return [*plan_summary(plan, audit), *notes, *_place(made.folder)]
 
 
-def evaluation_tables(found: Evaluation) -> list[RenderableType]:
-    """What ``headcount evaluate`` prints."""
-    return [*evaluation_summary(evaluation_view(found.record, found.timing)), *_place(found.folder)]
+def evaluation_tables(evaluation: Evaluation) -> list[RenderableType]:
+    """The output of ``headcount evaluate``."""
+    return [*evaluation_summary(evaluation_view(evaluation.record, evaluation.timing)), *_place(evaluation.folder)]
 
 
 def _place(folder: Path | None) -> list[RenderableType]:
@@ -65,7 +65,7 @@ def _place(folder: Path | None) -> list[RenderableType]:
 
 
 def audit_summary(audit: AuditView) -> list[RenderableType]:
-    """What an audit found: a sentence, and a row a layer."""
+    """The results of an audit: a summary and one row per layer."""
     rotary = "rotated_keys" in audit.layers[0].spectra
     sides = [side for side in ("keys", "rotated_keys", "values") if side in audit.layers[0].spectra]
     heads = ("entropy", "strongest", "first", "logit_range")
@@ -98,7 +98,7 @@ def audit_summary(audit: AuditView) -> list[RenderableType]:
 
 
 def plan_summary(plan: PlanView, audit: AuditView) -> list[RenderableType]:
-    """What a plan keeps: a sentence, and a row a layer."""
+    """The ranks of a plan: a summary and one row per layer."""
     shown, note = _thinned(len(plan.ranks))
     rows: list[list[str]] = []
     bars: tuple[list[float], list[float]] = ([], [])
@@ -107,9 +107,9 @@ def plan_summary(plan: PlanView, audit: AuditView) -> list[RenderableType]:
         rows.append([str(index), f"{k_rank} of {layer.k_width}", f"{v_rank} of {layer.v_width}"])
         bars[0].append(k_rank / layer.k_width)
         bars[1].append(v_rank / layer.v_width)
-    kept = sum(k + v for k, v in plan.ranks)
+    kept_numbers = sum(k + v for k, v in plan.ranks)
     lead = (
-        f"{words.plan_words(plan)}: {kept:,} of {audit.cache_numbers_per_token:,} cached numbers per token, "
+        f"{words.plan_words(plan)}: {kept_numbers:,} of {audit.cache_numbers_per_token:,} cached numbers per token, "
         f"in multiples of {plan.multiple}."
     )
     title = f"Numbers kept per token, by {plan.allocator} allocation"
@@ -122,7 +122,7 @@ def plan_summary(plan: PlanView, audit: AuditView) -> list[RenderableType]:
 
 
 def evaluation_summary(evaluation: EvaluationView) -> list[RenderableType]:
-    """Models side by side: a table a group of measures, a row a model; then how it was measured, and the samples."""
+    """A model comparison: one table per group of measures with one row per model, then notes and samples."""
     parts: list[RenderableType] = []
     groups = dict.fromkeys(measure.group for measure in evaluation.measures)
     for group in groups:
@@ -144,7 +144,7 @@ def evaluation_summary(evaluation: EvaluationView) -> list[RenderableType]:
 
 @dataclass(frozen=True)
 class Samples:
-    """Greedy continuations: side by side where there is room for it, else below each other."""
+    """Greedy continuations, side by side if the width allows, otherwise stacked."""
 
     evaluation: EvaluationView
 
@@ -170,7 +170,7 @@ class Samples:
 
 
 def run_summary(view: ReportView) -> list[RenderableType]:
-    """The headline of a run as a table: what ``demo`` ends with."""
+    """The headline of a run as a table, printed at the end of ``demo``."""
     rows = [[tile.label, tile.number, tile.detail] for tile in tiles(view)]
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, GAP, 0, 0))
     table.add_column(no_wrap=True)

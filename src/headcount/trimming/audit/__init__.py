@@ -1,1 +1,1 @@
-"""The audit: what a pretrained model's attention uses, per layer, side and head."""
+"""The audit: which directions a pretrained model's attention uses, per layer, side and head."""

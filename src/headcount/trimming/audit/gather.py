@@ -1,7 +1,7 @@
 """The two gathering passes: batch by batch with gradients, or layer by layer without.
 
-Both are sequential and seeded by batch or layer, so that a run that was killed and started again writes the same bytes
-as one that was not. Memory does not grow with the number of tokens.
+Both are sequential and seeded by batch or layer, so a run that is killed and restarted writes the same bytes as an
+uninterrupted one. Memory use does not grow with the number of tokens.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from headcount.trimming.audit.passes import LocalGradients, fisher_batch, mixed_
 from headcount.trimming.audit.stream import Walk
 
 BATCH_TOKENS = 1024
-"""Tokens that go through the model at once: enough for full speed on a CPU, small enough for a laptop."""
+"""Tokens per batch: enough for full speed on a CPU, small enough for the memory of a laptop."""
 CHECKPOINT_SECONDS = 30.0
 PLAIN_EVERY = 8
-"""One batch in this many is also timed in a plain forward pass, for ``cost_ratio``."""
+"""One in this many batches is also timed in a plain forward pass, for ``cost_ratio``."""
 
 
 class LayerSums:
-    """All that is summed for one layer."""
+    """All statistics accumulated for one layer."""
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
-        own = spec.layers[layer]
+        layer_spec = spec.layers[layer]
         self.prefix = f"layers.{layer}"
-        self.moments = LayerMoments(own.k_width, own.v_width, own.rotary_dim > 0)
-        self.heads = HeadStatistics(own.n_heads)
+        self.moments = LayerMoments(layer_spec.k_width, layer_spec.v_width, layer_spec.rotary_dim > 0)
+        self.heads = HeadStatistics(layer_spec.n_heads)
         self.stream_energy = torch.zeros((), dtype=torch.float64)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All sums by name."""
-        own = {f"{self.prefix}.stream_energy": self.stream_energy}
-        return self.moments.tensors(self.prefix) | self.heads.tensors(self.prefix) | own
+        stream_energy = {f"{self.prefix}.stream_energy": self.stream_energy}
+        return self.moments.tensors(self.prefix) | self.heads.tensors(self.prefix) | stream_energy
 
     def restore(self, saved: dict[str, torch.Tensor]) -> None:
-        """Take up what ``tensors`` gave."""
+        """Restore the sums from the output of ``tensors``."""
         self.moments.restore(self.prefix, saved)
         self.heads.restore(self.prefix, saved)
         self.stream_energy = saved[f"{self.prefix}.stream_energy"]
 
 
 class Stopwatch:
-    """Seconds of the audit itself and of plain forward passes beside it."""
+    """Elapsed seconds of the audit and of the interleaved plain forward passes."""
 
     def __init__(self) -> None:
         self.audit = self.plain = 0.0
@@ -65,7 +65,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def time(self, what: str, tokens: int) -> Iterator[None]:
-        """Add the block's time to ``audit`` or ``plain``."""
+        """Add the time of the ``with`` block to ``audit`` or ``plain``."""
         start = time.perf_counter()
         yield
         setattr(self, what, getattr(self, what) + time.perf_counter() - start)
@@ -78,7 +78,7 @@ def _batches(ids: torch.Tensor) -> list[slice]:
 
 @torch.no_grad()
 def _plain(model: PreTrainedModel, ids: torch.Tensor, dtype: torch.dtype | None, watch: Stopwatch) -> None:
-    """Time what the audit is compared with."""
+    """Time a plain forward pass, the baseline for the cost of the audit."""
     options = {"use_cache": False} if family_of(model.config).causal else {}
     with mixed_precision(ids.device, dtype), watch.time("plain", ids.numel()):
         model(ids, **options)
@@ -87,25 +87,25 @@ def _plain(model: PreTrainedModel, ids: torch.Tensor, dtype: torch.dtype | None,
 def gather_fisher(
     model: PreTrainedModel, ids: torch.Tensor, options: AuditOptions, folder: Path, watch: Stopwatch
 ) -> dict[str, torch.Tensor]:
-    """Batch by batch; the checkpoint holds every sum and the next batch."""
+    """Gather statistics batch by batch; the checkpoint stores all sums and the index of the next batch."""
     family, spec = family_of(model.config), read_spec(model)
     sums = [LayerSums(spec, index) for index in range(len(spec.layers))]
     attentions = [attention_of(layer, family) for layer in layers_of(model, family)]
     index_of = {id(module): index for index, module in enumerate(attentions)}
 
     def gather(call: AttentionCall, k_grad: torch.Tensor | None, v_grad: torch.Tensor | None) -> None:
-        own = sums[index_of[id(call.module)]]
+        layer_sums = sums[index_of[id(call.module)]]
         with torch.no_grad():
-            own.heads.add(attention_rows(call, STRIDE))
-            own.moments.add(call, k_grad, v_grad)
+            layer_sums.heads.add(attention_rows(call, STRIDE))
+            layer_sums.moments.add(call, k_grad, v_grad)
 
     checkpoint = folder / "work" / "checkpoint.safetensors"
     first = 0
     if checkpoint.is_file():
         saved = read_tensors(checkpoint)
         first = int(saved.pop("next"))
-        for own in sums:
-            own.restore(saved)
+        for entry in sums:
+            entry.restore(saved)
     batches = _batches(ids)
     written = time.monotonic()
     for index in range(first, len(batches)):
@@ -124,14 +124,14 @@ def gather_fisher(
 
 
 def _together(sums: list[LayerSums]) -> dict[str, torch.Tensor]:
-    return {name: tensor for own in sums for name, tensor in own.tensors().items()}
+    return {name: tensor for layer_sums in sums for name, tensor in layer_sums.tensors().items()}
 
 
 @torch.no_grad()
 def gather_layerwise(
     model: PreTrainedModel, ids: torch.Tensor, options: AuditOptions, folder: Path, watch: Stopwatch
 ) -> dict[str, torch.Tensor]:
-    """Layer by layer; finished layers' sums and the stream between layers lie in the work folder."""
+    """Gather statistics layer by layer; the work folder stores completed layers' sums and the residual stream."""
     family, spec = family_of(model.config), read_spec(model)
     walk = Walk(model, ids, folder / "work", BATCH_TOKENS, options.dtype)
     with watch.time("audit", 0):
@@ -139,25 +139,25 @@ def gather_layerwise(
     every = len(walk.batches)
     plain = {number * len(walk.layers) // every: number for number in range(0, every, PLAIN_EVERY)}
     for index in range(walk.first, len(walk.layers)):
-        own = LayerSums(spec, index)
+        layer_sums = LayerSums(spec, index)
         output_matrix = projections_of(walk.layers[index], family, model.config).o
         gradients = LocalGradients(output_matrix, options.seed, index) if options.metric == "output" else None
 
-        def entering(number: int, stream: torch.Tensor, own: LayerSums = own, index: int = index) -> None:
+        def entering(number: int, stream: torch.Tensor, layer_sums: LayerSums = layer_sums, index: int = index) -> None:
             options.progress("audit", index * every + number, len(walk.layers) * every)
-            own.stream_energy += stream.double().square().sum().cpu()
+            layer_sums.stream_energy += stream.double().square().sum().cpu()
 
         with watch.time("audit", 0):
-            walk.layer(index, partial(_add_local, own, gradients), entering)
-        walk.keep(index, own.tensors())
-        if index in plain:  # spread over the run, so that a machine that slows down slows both
+            walk.layer(index, partial(_add_local, layer_sums, gradients), entering)
+        walk.keep(index, layer_sums.tensors())
+        if index in plain:  # spread over the run, so that a slowdown of the machine affects both timings
             _plain(model, ids[walk.batches[plain[index]]].to(model.device), options.dtype, watch)
     watch.audit_tokens += ids.numel() if walk.first == 0 else 0
     options.progress("audit", len(walk.layers) * every, len(walk.layers) * every)
-    return {name: tensor for found in walk.found() for name, tensor in found.items()}
+    return {name: tensor for layer_tensors in walk.found() for name, tensor in layer_tensors.items()}
 
 
-def _add_local(own: LayerSums, gradients: LocalGradients | None, batch: int, call: AttentionCall) -> None:
-    looked = attention_rows(call, STRIDE)
-    own.heads.add(looked)
-    own.moments.add(call, *(gradients(call, looked, batch) if gradients else (None, None)))
+def _add_local(layer_sums: LayerSums, gradients: LocalGradients | None, batch: int, call: AttentionCall) -> None:
+    rows = attention_rows(call, STRIDE)
+    layer_sums.heads.add(rows)
+    layer_sums.moments.add(call, *(gradients(call, rows, batch) if gradients else (None, None)))

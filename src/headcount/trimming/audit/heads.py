@@ -1,7 +1,7 @@
-"""What each head does with its attention: spread, focus, and the range of its logits.
+"""Statistics of each head's attention: entropy, peak weight, and logit range.
 
-Attention weights are quadratic in the context, so they are looked at on every ``STRIDE``-th query of a
-window; the averages are over those queries. All of a head's keys are seen for each.
+The attention matrix is quadratic in the context, so it is sampled at every ``STRIDE``-th query of a window;
+averages are over those queries. Each sampled query covers all keys of its head.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from headcount.pretrained.running.capture import AttentionCall
 
 STRIDE = 16
-"""One query in this many is looked at."""
+"""One in this many queries is sampled."""
 
 _FIELDS = ("entropy", "strongest", "first", "logit_range", "logit_peak")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Attention of some queries: positions (R,), logits and weights (batch, n_heads, R, tokens), float32.
+    """Attention of the sampled queries: positions (R,), logits and weights (batch, n_heads, R, tokens), float32.
 
     Invisible keys have logit -inf and weight 0.
     """
@@ -48,7 +48,7 @@ def attention_rows(call: AttentionCall, stride: int) -> Rows:
 
 
 class HeadStatistics:
-    """Averages over queries, per head, float64.
+    """Averages over queries for each head, in float64.
 
     entropy: of a query's weights, in nats; strongest: its largest weight; first: its weight on the window's
     first token; logit_range: largest minus smallest visible logit; logit_peak: the largest |logit| ever seen.
@@ -78,7 +78,7 @@ class HeadStatistics:
         self.sums["logit_peak"] = torch.maximum(self.sums["logit_peak"], peak)
 
     def averages(self) -> list[dict[str, float]]:
-        """One mapping a head."""
+        """The averages, one mapping per head."""
         count = float(self.queries)
         scaled = {name: s if name == "logit_peak" else s / max(count, 1.0) for name, s in self.sums.items()}
         return [{name: float(scaled[name][h]) for name in _FIELDS} for h in range(len(self.sums["first"]))]
@@ -90,6 +90,6 @@ class HeadStatistics:
         }
 
     def restore(self, prefix: str, saved: dict[str, torch.Tensor]) -> None:
-        """Take up sums that ``tensors`` gave."""
+        """Restore the sums from the output of ``tensors``."""
         self.queries = saved[f"{prefix}.heads.queries"]
         self.sums = {name: saved[f"{prefix}.heads.{name}"] for name in _FIELDS}

@@ -6,11 +6,11 @@ with g the gradient of the loss (or of another output, see ``passes``) at x:
     m = E[x],   C = E[x x'],   G = E[g g'] (its trace only),
     C_g = E[|g|^2 x x'] / E[|g|^2],   m_g = E[|g|^2 x] / E[|g|^2],   G_x = E[|x|^2 g g'] / E[|x|^2].
 
-What a map x -> x - D x costs is, to second order, 1/2 E[<g, D x>^2] = 1/2 E[tr(D' (g g') D (x x'))]. With G and C
-in the place of g g' and x x', a token's size and the model's interest in it are taken as independent. They are not:
-the first token of a text often draws most of the attention (a large g), and answers with a value near zero (a small
-x). G_x and C_g are one step, from the identity, of the alternation whose fixed point is the product nearest to
-E[g g' (x) x x'] (Van Loan and Pitsianis 1993). A second step is worse, see LOG.md.
+The cost of a map x -> x - D x is, to second order, 1/2 E[<g, D x>^2] = 1/2 E[tr(D' (g g') D (x x'))]. Replacing
+g g' and x x' by G and C assumes that the magnitude of x and the sensitivity g are independent. They are not: the
+first token of a text often receives most of the attention (a large g) and has a value near zero (a small x). G_x and
+C_g are one step, from the identity, of the alternating iteration whose fixed point is the Kronecker product nearest
+to E[g g' (x) x x'] (Van Loan and Pitsianis 1993). A second step is worse, see LOG.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIDES = ("keys", "rotated_keys", "values")
 """``keys`` before the rotary embedding, ``rotated_keys`` after it, ``values``."""
 
 STRIP = 96
-"""Columns of a strip of ``gram``: wide enough for the matrix product's full speed."""
+"""Columns per strip of ``gram``: wide enough for matrix products at full speed."""
 
 _FIELDS = ("count", "weight", "mean", "weighted_mean", "C", "weighted_C", "weighted_G")
 
@@ -52,7 +52,7 @@ class SideMoments:
 
     def add(self, x: torch.Tensor, g: torch.Tensor | None) -> None:
         """Add rows: x and g (tokens, D), any float dtype, any device."""
-        x = x.to(torch.float64, copy=True)  # scaled in place below: new memory costs as much as the products
+        x = x.to(torch.float64, copy=True)  # scaled in place below: allocating memory costs as much as the products
         self._add("count", torch.tensor(float(len(x)), dtype=torch.float64))
         self._add("mean", x.sum(0))
         self._add("C", gram(x))
@@ -71,18 +71,18 @@ class SideMoments:
 
     @property
     def tokens(self) -> float:
-        """Rows added."""
+        """The number of rows added."""
         return float(self.sums["count"])
 
 
 def gram(x: torch.Tensor) -> torch.Tensor:
-    """X' X of X (rows, D): symmetric, so only strips on and right of the diagonal are multiplied."""
-    found = x.new_empty(x.shape[1], x.shape[1])
+    """X' X for X (rows, D). The product is symmetric, so only blocks on and right of the diagonal are computed."""
+    product = x.new_empty(x.shape[1], x.shape[1])
     for start in range(0, x.shape[1], STRIP):
         strip = x[:, start : start + STRIP].T @ x[:, start:]
-        found[start : start + STRIP, start:] = strip
-        found[start + STRIP :, start : start + STRIP] = strip[:, STRIP:].T
-    return found
+        product[start : start + STRIP, start:] = strip
+        product[start + STRIP :, start : start + STRIP] = strip[:, STRIP:].T
+    return product
 
 
 def stack_heads(x: torch.Tensor) -> torch.Tensor:
@@ -91,14 +91,14 @@ def stack_heads(x: torch.Tensor) -> torch.Tensor:
 
 
 class LayerMoments:
-    """The sides of one layer. Without a rotary embedding the two kinds of keys are one."""
+    """The moments of each side of one layer. Without a rotary embedding, both kinds of keys are the same."""
 
     def __init__(self, k_width: int, v_width: int, rotary: bool) -> None:
         names = SIDES if rotary else ("keys", "values")
         self.sides = {name: SideMoments(v_width if name == "values" else k_width) for name in names}
 
     def add(self, call: AttentionCall, k_grad: torch.Tensor | None, v_grad: torch.Tensor | None) -> None:
-        """Add one batch of one layer: keys and values as attention saw them, and gradients at them."""
+        """Add one batch of one layer: the keys and values of the attention call, and their gradients."""
         k, v = call.k.detach(), call.v.detach()
         self.sides["values"].add(stack_heads(v), None if v_grad is None else stack_heads(v_grad))
         plain = unrotate(k, call.rotation) / rotation_gain(call.rotation)
@@ -116,6 +116,6 @@ class LayerMoments:
         }
 
     def restore(self, prefix: str, saved: dict[str, torch.Tensor]) -> None:
-        """Take up sums that ``tensors`` gave."""
+        """Restore the sums from the output of ``tensors``."""
         for side, moments in self.sides.items():
             moments.sums = {name: saved[f"{prefix}.{side}.{name}"] for name in _FIELDS}

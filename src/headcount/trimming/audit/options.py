@@ -1,4 +1,4 @@
-"""How an audit measures, apart from what it measures: model and text."""
+"""The options of an audit, apart from its inputs (model and text)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from headcount.trimming.audit.schema import Metric
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """The options of one audit, resolved: what ``run_audit`` and the gathering passes are told.
+    """The resolved options of one audit, passed to ``run_audit`` and the gathering passes.
 
-    metric: see ``run.audit``. seed: seeds label and direction draws. dtype: of matrix products (``None``: the model's
-    own). name: what the record calls the model. progress: told how far it is.
+    metric: see ``run.audit``. seed: for label and direction draws. dtype: of matrix products (``None``: the model's
+    own). name: the model's name in the record. progress: progress callback.
 
     Example:
         >>> AuditOptions(metric="output").seed

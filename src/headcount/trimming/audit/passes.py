@@ -1,12 +1,12 @@
-"""The two ways to gather an audit: with gradients of the whole model, or layer by layer without any.
+"""The two ways to gather statistics: with gradients of the whole model, or layer by layer without backpropagation.
 
-``fisher_batch`` runs a batch forward and back. Labels are drawn from the model's own predictions, so G is the
+``fisher_batch`` runs a forward and a backward pass. Labels are drawn from the model's own predictions, so G is the
 Fisher information of each token's keys and values: the curvature of the loss, in nats per token.
 
-``LocalGradients`` needs no backward pass. It measures the attention's own output: for o = W_o heads(k, v)
+``LocalGradients`` needs no backward pass. It measures sensitivity at the attention output: for o = W_o heads(k, v)
 and a random direction z with E[z z'] = I, the gradient of <z, o> with respect to keys and values is
-written out below, and its second moment is G = E[J' J] with J the Jacobian of the layer's attention output.
-It is divided by the stream's mean squared length, so that layers compare.
+computed in closed form below, and its second moment is G = E[J' J] with J the Jacobian of the layer's attention output.
+It is divided by the mean squared norm of the residual stream, so that layers are comparable.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from headcount.pretrained.running.capture import AttentionCall, observed_attenti
 from headcount.trimming.audit.heads import Rows
 
 LOGIT_CHUNK = 2**25
-"""Numbers of one chunk of logits (128 MiB in float32): bounds memory for large vocabularies."""
+"""Logits per chunk (128 MiB in float32): bounds memory for large vocabularies."""
 
 Gather = Callable[[AttentionCall, torch.Tensor | None, torch.Tensor | None], None]
 
 
 @contextlib.contextmanager
 def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """Matrix products in ``dtype`` inside the block; ``None``: in the model's own."""
+    """Compute matrix products in ``dtype`` inside the ``with`` block; ``None``: in the model's own dtype."""
     if dtype is None:
         yield
     else:
@@ -42,13 +42,13 @@ def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> Iterator
 def sample_labels(logits: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a label from every row's softmax; returns (probabilities, labels).
 
-    By inverting the cumulative distribution: one uniform number a row, an order of magnitude cheaper than
-    an exponential for every word of the vocabulary. logits (rows, vocabulary) -> labels (rows,).
+    Inverts the cumulative distribution with one uniform number per row, which is an order of magnitude cheaper
+    than drawing an exponential for every vocabulary entry. logits (rows, vocabulary) -> labels (rows,).
     """
     probabilities = logits.float().softmax(-1)
     cumulative = probabilities.cumsum(-1)
     uniform = torch.rand(len(logits), 1, generator=generator, device=logits.device)
-    # Rounding leaves the last sum near, not at, one: aim inside what is there.
+    # Rounding leaves the last cumulative sum near one, not exactly one: scale the draw by it.
     labels = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return probabilities, labels.clamp_max(logits.shape[-1] - 1).squeeze(-1)
 
@@ -61,9 +61,9 @@ def fisher_batch(
     gather: Gather,
     dtype: torch.dtype | None,
 ) -> None:
-    """Forward and backward over ids (batch, tokens); ``gather`` is told each layer's keys, values, gradients.
+    """Forward and backward over ids (batch, tokens); ``gather`` receives each layer's call and gradients.
 
-    Layers are told in backward order. Weights get no gradients, and the vocabulary is passed in chunks.
+    Layers arrive in backward order. Weights get no gradients, and logits are computed in chunks.
     """
 
     def observe(call: AttentionCall) -> None:
@@ -105,11 +105,11 @@ def fisher_batch(
 
 
 class LocalGradients:
-    """Gradients of a random projection of one layer's attention output, for some of its queries.
+    """Gradients of a random projection of one layer's attention output, for the sampled queries.
 
     For query i of head h with weights p, upstream u = (W_o' z) of head h, values v, output o = sum_j p_j v_j:
-    dv_j = p_j u, ds_j = p_j <u, v_j - o>, dk_j = scaling * ds_j * q. Queries carry independent z, so
-    second moments over them add; what is left out by looking at R of T queries is put back by T / R.
+    dv_j = p_j u, ds_j = p_j <u, v_j - o>, dk_j = scaling * ds_j * q. Each query has an independent z, so
+    second moments add over queries; the factor T / R compensates for sampling R of T queries.
     """
 
     def __init__(self, output_matrix: torch.Tensor, seed: int, layer: int) -> None:
@@ -117,7 +117,7 @@ class LocalGradients:
         self.seed, self.layer = seed, layer
 
     def __call__(self, call: AttentionCall, rows: Rows, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(gradients at keys, at values), both (batch, n_kv_heads, tokens, dim), float32."""
+        """(gradients with respect to keys, values), both (batch, n_kv_heads, tokens, dim), float32."""
         count, n_heads, queries, tokens = rows.weights.shape
         n_kv_heads, v_dim = call.v.shape[1], call.v.shape[3]
         generator = torch_generator(self.seed, "directions", self.layer, batch, device=call.q.device)

@@ -1,4 +1,4 @@
-"""An audit in hand: its checked record (``schema``) and the moments behind it."""
+"""A completed audit: its validated record (``schema``) and the underlying moments."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Audit:
-    """An audit in hand. ``moments`` by name, as ``moments.SideMoments`` gives them; ``windows`` by kind of text:
-    all calibration windows, of which statistics used the first of each kind."""
+    """A completed audit. ``moments``: by name, as returned by ``moments.SideMoments``; ``windows``: by kind of text,
+    all calibration windows, the first of which (per kind) were used for statistics."""
 
     record: AuditRecord
     moments: Mapping[str, torch.Tensor]
@@ -47,17 +47,17 @@ class Audit:
         return self._directions[key]
 
     def head_directions(self, layer: int, side: str) -> list[Directions]:
-        """The directions of each KV head alone."""
+        """The directions of each KV head separately."""
         return head_blocks(*self.moments_of(layer, side), self.record.spec.layers[layer].n_kv_heads)
 
     @cached_property
     def key_side(self) -> dict[str, str]:
-        """Which keys each form projects; without a rotary embedding there is one kind of keys only."""
+        """The kind of keys that each form projects; without a rotary embedding there is only one kind."""
         rotary = "rotated_keys" in self.record.layers[0].sides
         return {name: trimmed_form(name).key_side(rotary) for name in trimmed_names()}
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a layer and head: the head statistics."""
+        """The head statistics, one row per layer and head."""
         with optional_imports():
             import pandas as pd
 
@@ -73,7 +73,7 @@ class Audit:
 
     @classmethod
     def open(cls, folder: Path | str) -> Audit:
-        """Read an audit folder; what is missing or does not fit is refused by name."""
+        """Read an audit folder; the error names any missing or invalid file."""
         folder = Path(folder)
         if not (folder / RECORD).is_file():
             raise HeadcountError(f"{folder} holds no finished audit", fix="run headcount audit first")
@@ -85,13 +85,13 @@ class Audit:
 def read_moments(
     moments: Mapping[str, torch.Tensor], layer: int, side: str, metric: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(mean, second moment, metric) out of sums: (m_g, C_g, G_x), or (m, C, ``None``) for ``whitened``.
+    """(mean, second moment, metric) from sums: (m_g, C_g, G_x), or (m, C, ``None``) for ``whitened``.
 
-    ``whitened`` is the public methods' choice, so values and keys before the rotary embedding stay about zero as they
-    have them; about the plain mean it would do far worse (LOG.md). A shift of rotated keys changes nothing.
+    ``whitened`` follows published methods, so values and keys before the rotary embedding are centred at zero as in
+    those methods; centring at the plain mean would be far worse (LOG.md). A shift of rotated keys has no effect.
 
-    G_x is scaled to the trace of G, so that tr(G_x) tr(C_g) = E[|g|^2 |x|^2]. In ``output`` it is also divided by the
-    stream's mean squared length.
+    G_x is scaled to the trace of G, so that tr(G_x) tr(C_g) = E[|g|^2 |x|^2]. For ``output`` it is also divided by the
+    mean squared norm of the residual stream.
     """
     prefix = f"layers.{layer}.{side}"
     count = moments[f"{prefix}.count"]
@@ -99,7 +99,7 @@ def read_moments(
         mean = moments[f"{prefix}.mean"] / count
         return mean if side == "rotated_keys" else torch.zeros_like(mean), moments[f"{prefix}.C"] / count, None
     weight, G = moments[f"{prefix}.weight"], moments[f"{prefix}.weighted_G"]
-    # Nothing depends on this side, or it is zero wherever something does: every direction costs nothing.
+    # Nothing depends on this side, or it is zero wherever something does: no direction has a cost.
     if float(weight) == 0.0 or float(G.trace()) == 0.0:
         return moments[f"{prefix}.mean"] / count, moments[f"{prefix}.C"] / count, torch.zeros_like(G)
     mean, second = moments[f"{prefix}.weighted_mean"] / weight, moments[f"{prefix}.weighted_C"] / weight
@@ -111,19 +111,19 @@ def read_moments(
 
 
 def unused_notes(record: AuditRecord) -> list[str]:
-    """The line about layers that do not affect the output; no line where all do."""
+    """One line about layers that do not affect the output; empty if all layers do."""
     line = unused_words({layer.layer: layer.unused for layer in record.layers})
     return [line] if line else []
 
 
 def notes(record: AuditRecord) -> list[str]:
-    """What a reader must know beside the tables: unused layers, control tokens in the text."""
+    """Notes to show with the tables: unused layers, control tokens in the text."""
     control = control_words({text.kind: text.control_tokens for text in record.texts})
     return [*unused_notes(record), *([control] if control else [])]
 
 
 def summary_json(audit: Audit) -> dict[str, Any]:
-    """What ``headcount audit --json`` prints."""
+    """The output of ``headcount audit --json``."""
     record = audit.record
     return {
         "model": record.model,

@@ -1,4 +1,4 @@
-"""Running an audit: check the inputs, gather moments (see ``gather``), write the folder."""
+"""Running an audit: validate the inputs, gather moments (see ``gather``), write the run folder."""
 
 from __future__ import annotations
 
@@ -59,27 +59,27 @@ def audit(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Audit:
-    """Measure what a model's attention uses: what ``headcount audit`` runs, and it writes the same folder.
+    """Measure what a model's attention uses; ``headcount audit`` calls this and writes the same folder.
 
     Args:
-        model: a dense model of a known family; to read text, as ``open_model`` returns it.
-        tokens: how many tokens of text statistics are gathered on, or token ids: (windows, context), or such tensors
-            by kind of text.
-        metric: ``fisher`` (gradients of the loss), ``output`` (of each layer's attention output, no backward
-            pass), ``whitened`` (none: the baseline).
-        context: tokens of a window that is cut from text.
-        texts: UTF-8 files to read instead of the default mixture (prose, code, text sampled from the model).
-        kept_tokens: tokens of text to keep for ``trim``'s repair, at least ``tokens``; less where the text ends.
-        self_text: folder for the sampled text, so that audits by several metrics share it; ``None``: inside ``out``.
+        model: a dense model of a supported family; reading text requires the result of ``open_model``.
+        tokens: the number of text tokens to gather statistics on, or token ids: a (windows, context) tensor, or such
+            tensors by kind of text.
+        metric: ``fisher`` (gradients of the loss), ``output`` (gradients of each layer's attention output, no backward
+            pass), ``whitened`` (no gradients: the baseline).
+        context: window length in tokens when text is cut.
+        texts: UTF-8 files to use instead of the default mixture (prose, code, text sampled from the model).
+        kept_tokens: tokens of text to keep for ``trim``'s repair, at least ``tokens``; fewer if the text is too short.
+        self_text: folder for the sampled text, so that audits with other metrics can share it; ``None``: in ``out``.
         count: with token ids, windows of each kind that statistics are gathered on (``None``: all); the rest are kept
             for ``trim``'s repair.
-        seed: seeds the choice of text, label and direction draws.
-        matmul_dtype: ``auto`` (bfloat16 where the processor multiplies it natively, else the model's own),
-            ``model``, or ``bfloat16``. Sums are float64 in any case.
-        name: what the record calls the model; ``None``: as it was opened, or "model".
+        seed: random seed for text selection and for label and direction draws.
+        matmul_dtype: ``auto`` (bfloat16 where the processor supports it natively, else the model's own dtype),
+            ``model``, or ``bfloat16``. Sums are always float64.
+        name: the model's name in the record; ``None``: the name it was opened under, or "model".
         out: run folder; ``None`` keeps everything in memory.
         overwrite: replace a run folder that was made from other inputs.
-        progress: told how far it is.
+        progress: progress callback.
 
     Returns:
         The ``Audit``; with ``out`` it is also on disk.
@@ -134,7 +134,7 @@ def audit(
 
 
 def run_audit(model: PreTrainedModel, text: AuditText, options: AuditOptions, folder: Path) -> Audit:
-    """Run an audit in a folder, or resume it there; see ``audit``."""
+    """Run or resume an audit in a folder; see ``audit``."""
     ids = torch.cat(list(text.counted.values()))
     watch = Stopwatch()
     gather = gather_fisher if options.metric == "fisher" else gather_layerwise
@@ -170,7 +170,7 @@ def run_audit(model: PreTrainedModel, text: AuditText, options: AuditOptions, fo
 
 
 def check_inputs(model: PreTrainedModel, windows: Mapping[str, torch.Tensor], metric: str) -> ModelSpec:
-    """Refuse what cannot be audited; returns the model's spec."""
+    """Reject inputs that cannot be audited; returns the model's spec."""
     family = family_of(model.config)
     if is_trimmed(model):
         raise HeadcountError("the model is trimmed already", fix="audit the model it was made from")
@@ -204,7 +204,7 @@ def check_inputs(model: PreTrainedModel, windows: Mapping[str, torch.Tensor], me
 
 
 def resolve_matmul_dtype(model: PreTrainedModel, choice: str) -> torch.dtype | None:
-    """The autocast dtype for a choice of ``auto``, ``model`` or ``bfloat16``; ``None``: the model's own."""
+    """The autocast dtype for ``auto``, ``model`` or ``bfloat16``; ``None``: the model's own dtype."""
     if choice not in ("auto", "model", "bfloat16"):
         raise HeadcountError(f"unknown dtype {choice!r} for matrix products", fix="use auto, model or bfloat16")
     if choice == "model" or model.dtype != torch.float32:
@@ -250,7 +250,7 @@ def _layer_record(
 
 
 def _timing(watch: Stopwatch, tokens: int, dtype: torch.dtype | None, model: PreTrainedModel) -> TimingRecord:
-    """Seconds per token, of the audit and of plain forward passes timed between its batches."""
+    """Time of the audit and of the plain forward passes timed between its batches."""
     plain = watch.plain / max(watch.plain_tokens, 1) * tokens
     spent = watch.audit / watch.audit_tokens * tokens if watch.audit_tokens else math.nan
     return TimingRecord(

@@ -1,4 +1,4 @@
-"""The files of an audit's run folder and the schema of its records; nothing here needs torch."""
+"""The files of an audit's run folder and the schema of its records; does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Record(BaseModel):
 
 
 class TextRecord(_Record):
-    """One kind of text that was measured on."""
+    """One kind of text that the audit measured."""
 
     kind: str
     windows: int
@@ -26,11 +26,11 @@ class TextRecord(_Record):
     digest: str
     """Hash of the token ids that statistics were gathered on."""
     control_tokens: int = 0
-    """Control tokens that the text spells out (such as ``</s>``) and that were read as plain text."""
+    """Number of control tokens that the text spells out (such as ``</s>``) and that were read as plain text."""
 
 
 class HeadRecord(_Record):
-    """One query head, averaged over queries (see ``heads``)."""
+    """Statistics of one query head, averaged over queries (see ``heads``)."""
 
     entropy: float
     strongest: float
@@ -40,7 +40,7 @@ class HeadRecord(_Record):
 
 
 class SideRecord(_Record):
-    """Energies of one side, descending: joint over the KV heads, and of each KV head alone."""
+    """Energies of one side, in descending order: joint over the KV heads, and of each KV head separately."""
 
     joint: list[float]
     per_head: list[list[float]]
@@ -72,11 +72,11 @@ class AuditRecord(_Record):
 
 
 class TimingRecord(_Record):
-    """``timing.json``: what the audit cost; apart, since it differs from run to run."""
+    """``timing.json``: the cost of the audit; a separate file, since it differs between runs."""
 
     seconds: float
     plain_forward_seconds: float
-    """What a plain forward pass over the same tokens takes, from batches timed within the run."""
+    """Time of a plain forward pass over the same tokens, estimated from batches timed within the run."""
     cost_ratio: float
     threads: int
     matmul_dtype: str

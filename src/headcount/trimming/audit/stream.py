@@ -1,7 +1,7 @@
-"""Walking through a model a layer at a time, with someone looking on at its attention.
+"""Running a model one layer at a time, with an attention hook.
 
-The residual stream between layers lies in files, and what is found of a layer is written before the next one begins, so
-a killed run goes on from the last finished layer and ends with the same bytes.
+The residual stream between layers is stored in files, and the results of a layer are written before the next layer
+begins, so a killed run resumes after the last completed layer and produces the same bytes.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from headcount.pretrained.running.layerwise import LayerCall, StreamFile, batche
 from headcount.trimming.audit.passes import mixed_precision
 
 BATCH_TOKENS = 2048
-"""Tokens that go through a layer at once when all of a layer's calls are kept."""
+"""Tokens per batch when all of a layer's calls are held in memory."""
 
 Visit = Callable[[int, list[AttentionCall]], dict[str, torch.Tensor]]
-"""Told a layer's index and its calls, one a batch of windows; what it returns is kept."""
+"""Called with a layer's index and its attention calls, one per batch of windows; the returned tensors are stored."""
 
 
 class Walk:
-    """Ids (windows, tokens) on their way through a model: ``enter``, then ``layer`` for each one from ``first`` on.
+    """Runs ids (windows, tokens) through a model: call ``enter``, then ``layer`` for each layer starting at ``first``.
 
-    work: a folder of this run alone; what it has of the same run already is taken from there. It is left in place.
-    batch_tokens: tokens that go through a layer at once. dtype: of matrix products (``None``: the model's own).
+    work: a folder used only by this run; completed layers in it are reused. It is not removed.
+    batch_tokens: tokens per batch. dtype: of matrix products (``None``: the model's own).
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Walk:
         return sorted(self.work.glob("layer-*.safetensors"))
 
     def enter(self) -> None:
-        """Write the stream that enters the first layer, and learn what layers are called with."""
+        """Write the input stream of the first layer, and record the arguments of each layer."""
         shape = (len(self.ids), self.ids.shape[1], self.model.config.hidden_size)
         self._streams = [StreamFile(self.work / f"stream-{turn}.bin", shape, self.model.dtype) for turn in (0, 1)]
         with self._computing(self.attentions, lambda call: None):
@@ -73,7 +73,7 @@ class Walk:
         observe: Callable[[int, AttentionCall], None],
         entering: Callable[[int, torch.Tensor], None] = lambda number, stream: None,
     ) -> None:
-        """Take all windows through one layer; ``observe`` and ``entering`` are told the batch's number."""
+        """Run all windows through one layer; ``observe`` and ``entering`` receive the batch number."""
         layer, attentions = self.layers[index], self.attentions[index : index + 1]
         current, following = self._streams[index % 2], self._streams[(index + 1) % 2]
         held = _cast_once(layer, self.dtype)
@@ -90,24 +90,24 @@ class Walk:
         stack.enter_context(observed_attention(self.model, attentions, observe))
         return stack
 
-    def keep(self, index: int, found: dict[str, torch.Tensor]) -> None:
-        """Write what was found of a layer: it is finished."""
-        write_tensors(self.work / f"layer-{index:04d}.safetensors", found)
+    def keep(self, index: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Store the results of a layer, which marks it as completed."""
+        write_tensors(self.work / f"layer-{index:04d}.safetensors", tensors)
 
     def found(self) -> list[dict[str, torch.Tensor]]:
-        """What was kept, a mapping a finished layer."""
+        """The stored results, one mapping per completed layer."""
         return [read_tensors(file) for file in self._files()]
 
 
 def _cast_once(layer: nn.Module, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """The weights that autocast would cast anew for every batch, cast; a tenth of a small model's forward pass."""
+    """Cast once the weights that autocast would cast for every batch: saves a tenth of a small model's forward pass."""
     if dtype is None:
         return {}
     return {
-        f"{name}.{own}": parameter.detach().to(dtype)
+        f"{name}.{parameter_name}": parameter.detach().to(dtype)
         for name, module in layer.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
-        for own, parameter in module.named_parameters(recurse=False)
+        for parameter_name, parameter in module.named_parameters(recurse=False)
     }
 
 
@@ -122,18 +122,18 @@ def visit_layers(
     stage: str = "layers",
     progress: Progress = silent,
 ) -> list[dict[str, torch.Tensor]]:
-    """Run ids (windows, tokens) through the model; returns what ``visit`` found of each layer.
+    """Run ids (windows, tokens) through the model; returns the results of ``visit`` for each layer.
 
-    Queries, keys and values of all windows of one layer are held at once: ids are a sample, not a corpus.
+    Queries, keys and values of all windows of one layer are held in memory: ids should be a sample, not a corpus.
 
     Args:
-        model: a model of a known family.
-        ids: windows of one length.
+        model: a model of a supported family.
+        ids: windows of equal length.
         work: see ``Walk``.
         visit: see ``Visit``.
         dtype: of matrix products (``None``: the model's own).
-        stage: what ``progress`` is told.
-        progress: told how far it is.
+        stage: the stage name passed to ``progress``.
+        progress: progress callback.
     """
     walk = Walk(model, ids, work, BATCH_TOKENS, dtype)
     if walk.first < len(walk.layers):
@@ -152,5 +152,5 @@ def visit_layers(
 
 
 def forget(work: Path) -> None:
-    """Remove a work folder whose findings are kept elsewhere."""
+    """Remove a work folder whose results are stored elsewhere."""
     shutil.rmtree(work, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""The windows of tokens that an audit measures: token ids that the caller has, or text that the tokenizer reads.
+"""The windows of tokens that an audit measures: token ids passed by the caller, or text read by the tokenizer.
 
-Both say what a run folder depends on (``inputs``) before any work, and are completed to ``AuditText`` in that folder.
+Both state what a run folder depends on (``inputs``) before any work, and are completed to an ``AuditText`` in it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from headcount.trimming.audit.options import AuditOptions
 
 @dataclass(frozen=True)
 class AuditText:
-    """Windows (windows, context) by kind of text; statistics are gathered on ``counted``, the first of each kind.
+    """Windows (windows, context) by kind of text; statistics use ``counted``, the first windows of each kind.
 
-    ``control_tokens``: what ``TextRecord.control_tokens`` says of each kind.
+    ``control_tokens``: the value of ``TextRecord.control_tokens`` for each kind.
     """
 
     windows: Mapping[str, torch.Tensor]
@@ -33,7 +33,7 @@ class AuditText:
 
 
 class TokenIds:
-    """Token ids that the caller has. ``count``: windows of each kind that are counted (``None``: all)."""
+    """Token ids passed by the caller. ``count``: windows of each kind to gather statistics on (``None``: all)."""
 
     def __init__(
         self, tokens: torch.Tensor | Mapping[str, torch.Tensor], count: int | Mapping[str, int] | None
@@ -53,7 +53,7 @@ class TokenIds:
         }
 
     def complete(self, folder: Path, options: AuditOptions) -> AuditText:
-        """The windows; there is no more to do."""
+        """The windows as they are; nothing else to prepare."""
         return AuditText(self.windows, self._counted())
 
     def _counted(self) -> dict[str, torch.Tensor]:
@@ -68,8 +68,8 @@ class TokenIds:
 class ReadText:
     """The default mixture of text, or the user's files, read by the model's tokenizer.
 
-    ``tokens`` are counted, ``kept_tokens`` are kept for the repair. The mixture has text sampled from the model,
-    which is kept in the audit's folder, or in ``self_text``, where audits by several metrics share it.
+    Statistics use ``tokens`` tokens; ``kept_tokens`` are stored for the repair. The mixture includes text sampled from
+    the model, which is stored in the audit's folder or in ``self_text``, where audits with other metrics can share it.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ReadText:
         }
 
     def complete(self, folder: Path, options: AuditOptions) -> AuditText:
-        """The windows with those that the model writes itself, which an interrupted run finds in its folder."""
+        """The windows plus those sampled from the model, which a resumed run reads from its folder."""
         windows = dict(self.windows)
         if not self.texts:
             place = folder / "self-text"

@@ -1,4 +1,4 @@
-"""Layers that a model does not use: what their keys and values are does not affect its output."""
+"""Unused layers: layers whose keys or values do not affect the model's output."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from headcount.trimming.audit.spectra import is_constant
 
 
 def unused_sides(moments: Mapping[str, torch.Tensor], layer: int, weights: Projections) -> tuple[UnusedSide, ...]:
-    """The sides of one layer that do not affect the model's output on the text that was measured.
+    """The sides of one layer that do not affect the model's output on the measured text.
 
-    With attention weights p_ij that sum to one, o_i = sum_j p_ij v_j. Values are unused where every token has the same
-    one (o_i is that vector whatever the weights are) or W_o is zero. Keys are unused where the values are, where every
-    token has the same key as attention sees it (after any rotation: p_ij is then uniform over the visible tokens), or
-    where W_q and its bias are zero.
+    With attention weights p_ij that sum to one, o_i = sum_j p_ij v_j. Values are unused if they are the same for
+    every token (o_i is then that vector for any weights) or if W_o is zero. Keys are unused if the values are, if the
+    keys after any rotation are the same for every token (p_ij is then uniform over the visible tokens), or if W_q and
+    its bias are zero.
 
     Args:
-        moments: sums by name, as ``SideMoments`` gives them; those without gradients, so every metric tells the same.
+        moments: sums by name, as returned by ``SideMoments``. Only gradient-free sums are used, so all metrics agree.
         layer: the layer's index.
         weights: its projections.
     """
@@ -38,7 +38,7 @@ def unused_sides(moments: Mapping[str, torch.Tensor], layer: int, weights: Proje
 
 
 def unused_words(unused: Mapping[int, tuple[UnusedSide, ...]]) -> str | None:
-    """One line about the layers that are not used; ``None`` where all are.
+    """One line about unused layers; ``None`` if all layers are used.
 
     >>> unused_words({0: (), 1: ("keys", "values"), 2: ("keys",), 3: ("keys",)})
     'Unused attention: layer 1 (its output is the same for every token); keys of layers 2, 3 (they have no effect).'

@@ -1,1 +1,1 @@
-"""What a model's attention costs and what trimming it did: quality, cache, speed and memory, side by side."""
+"""The evaluation: quality, cache, speed and memory of dense and trimmed models, side by side."""

@@ -1,4 +1,4 @@
-"""Cache bytes per token, read off the live cache object after a real forward pass."""
+"""Cache bytes per token, measured on the cache object after a forward pass."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ TOKENS = 16
 
 @dataclass(frozen=True)
 class CacheSize:
-    """What a model caches for a token that is inside every window."""
+    """The size of the cache entries of a token that is inside every window."""
 
     bytes_per_token: int
     numbers_per_layer: tuple[int, ...]
-    """Numbers that each layer holds for a token, keys and values together."""
+    """Numbers that each layer caches per token, keys and values together."""
     dtype: str
     tokens: int
-    """Tokens that were cached when this was read."""
+    """Number of cached tokens at the time of measurement."""
 
 
 @torch.no_grad()
 def measure_cache(model: PreTrainedModel, spec: ModelSpec, name: str = "the model") -> CacheSize:
-    """Run a few tokens through ``model``, look into the cache that it filled, and hold that against ``spec``.
+    """Run a few tokens through ``model``, inspect the cache, and compare it with ``spec``.
 
     The size is numel * element_size of every layer's keys and values, over rows and tokens. A sliding-window
     layer keeps fewer tokens than it has seen once its window is full, so the measurement stays inside the
-    smallest window. It counts what is cached, not the room that a growing buffer holds in reserve.
+    smallest window. It counts cached numbers, not the reserved capacity of a growing buffer.
 
-    Raises ``CheckFailedError`` when the cache is not what the spec says.
+    Raises ``CheckFailedError`` if the cache does not match the spec.
 
     Example:
         >>> measure_cache(model, read_spec(model)).bytes_per_token       # doctest: +SKIP
@@ -49,15 +49,15 @@ def measure_cache(model: PreTrainedModel, spec: ModelSpec, name: str = "the mode
     layers: list[Any] = cache.layers
     if len(layers) != len(spec.layers):
         raise CheckFailedError(f"{name}: the cache has {len(layers)} layers, its spec has {len(spec.layers)}")
-    found, total_bytes = [], 0
-    for index, (layer, own) in enumerate(zip(layers, spec.layers, strict=True)):
+    per_layer, total_bytes = [], 0
+    for index, (layer, layer_spec) in enumerate(zip(layers, spec.layers, strict=True)):
         numbers = layer.keys.numel() + layer.values.numel()
-        if numbers != own.cache_numbers_per_token * rows * tokens:
+        if numbers != layer_spec.cache_numbers_per_token * rows * tokens:
             raise CheckFailedError(
                 f"{name}: layer {index} caches {numbers / (rows * tokens):g} numbers a token, "
-                f"its spec says {own.cache_numbers_per_token}"
+                f"its spec says {layer_spec.cache_numbers_per_token}"
             )
-        found.append(numbers // (rows * tokens))
+        per_layer.append(numbers // (rows * tokens))
         total_bytes += layer.keys.numel() * layer.keys.element_size()
         total_bytes += layer.values.numel() * layer.values.element_size()
     dtype = str(layers[0].keys.dtype).removeprefix("torch.")
@@ -66,4 +66,4 @@ def measure_cache(model: PreTrainedModel, spec: ModelSpec, name: str = "the mode
         raise CheckFailedError(
             f"{name}: the cache holds {per_token} bytes a token, its spec says {spec.cache_bytes_per_token(dtype)}"
         )
-    return CacheSize(per_token, tuple(found), dtype, tokens)
+    return CacheSize(per_token, tuple(per_layer), dtype, tokens)

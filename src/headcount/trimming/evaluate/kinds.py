@@ -1,4 +1,4 @@
-"""The text that models are compared on: built-in kinds, the user's own, and windows of tokens cut from them."""
+"""The text that models are compared on: built-in and user-supplied kinds, and token windows cut from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SELF = "self"
 """Text sampled from the model itself; statistics are gathered on it too, so it counts as calibrated."""
 
 Texts = Mapping[str, torch.Tensor | Sequence[Document]]
-"""By kind: windows of token ids (windows, context), or documents to cut them from."""
+"""By kind: windows of token ids (windows, context), or documents to cut windows from."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Windows:
 
 
 def group_of(kind: str) -> Group:
-    """Whether statistics are gathered on a kind of text by default, never, or it is the user's own.
+    """The group of a kind of text: calibrated by default, never calibrated on, or supplied by the user.
 
     >>> [group_of(kind) for kind in ("prose", "self", "licences", "mail")]
     ['calibrated', 'calibrated', 'unseen', 'other']
@@ -44,27 +44,28 @@ def group_of(kind: str) -> Group:
 
 
 def regrouped(kinds: Sequence[Windows], origins: Sequence[Origin]) -> list[Windows]:
-    """Kinds grouped by what the trimmed models say they were calibrated on, rather than by the default mixture.
+    """Kinds grouped by the recorded calibration text of the trimmed models, instead of the default mixture.
 
-    A default kind that no model saw is unseen; a user's own kind stays "other", since a name says nothing about it.
+    A built-in kind that no model was calibrated on is unseen; a user-supplied kind stays "other", since its name does
+    not identify its content.
     """
     if not origins:
         return list(kinds)
     seen = {kind for origin in origins for kind in origin.calibrated_on}
-    found = []
+    grouped = []
     for text in kinds:
         group: Group = "calibrated" if text.kind in seen else "unseen"
-        found.append(text if text.group == "other" else replace(text, group=group))
-    return found
+        grouped.append(text if text.group == "other" else replace(text, group=group))
+    return grouped
 
 
 def default_texts() -> dict[str, Sequence[Document]]:
-    """The documents of the built-in kinds that are held out for evaluation."""
+    """The evaluation documents of the built-in kinds."""
     return {kind: documents(kind, "evaluation") for kind in (*CALIBRATED, *UNSEEN)}
 
 
 def user_texts(files: Mapping[str, Path]) -> dict[str, Sequence[Document]]:
-    """The user's own kinds; a built-in one's name is refused, since it says what a model was calibrated on."""
+    """User-supplied kinds; built-in names are rejected, since they identify what a model was calibrated on."""
     for name in files:
         if not name.strip():
             raise HeadcountError("a text has no name", fix="write --text NAME=FILE")
@@ -76,29 +77,29 @@ def user_texts(files: Mapping[str, Path]) -> dict[str, Sequence[Document]]:
 def cut(
     texts: Texts, tokenizer: PreTrainedTokenizerBase | None, windows: int, context: int, seed: int
 ) -> list[Windows]:
-    """Up to ``windows`` windows of each kind; tensors are taken as they are, all of their windows.
+    """Up to ``windows`` windows of each kind; tensors are used unchanged, with all their windows.
 
-    Raises ``HeadcountError`` for documents without a tokenizer, text shorter than one window, an odd shape.
+    Raises ``HeadcountError`` for documents without a tokenizer, text shorter than one window, or an invalid shape.
     """
     if not texts:
         raise HeadcountError("there is no text to evaluate on", fix="give at least one kind")
     if windows < 1:
         raise HeadcountError(f"{windows} windows of each kind leave nothing to evaluate", fix="use at least 1")
-    found = []
-    for kind, given in texts.items():
-        if isinstance(given, torch.Tensor):
-            if given.ndim != 2 or given.shape[0] < 1 or given.shape[1] < 2 or given.is_floating_point():
+    cut_windows = []
+    for kind, content in texts.items():
+        if isinstance(content, torch.Tensor):
+            if content.ndim != 2 or content.shape[0] < 1 or content.shape[1] < 2 or content.is_floating_point():
                 raise HeadcountError(
-                    f"{kind}: tokens of shape {tuple(given.shape)} ({given.dtype}) are no windows",
+                    f"{kind}: tokens of shape {tuple(content.shape)} ({content.dtype}) are no windows",
                     fix="give ids (windows, context), at least 2 tokens long",
                 )
-            found.append(Windows(kind, group_of(kind), given.long().cpu(), given.shape[1]))
+            cut_windows.append(Windows(kind, group_of(kind), content.long().cpu(), content.shape[1]))
             continue
         if tokenizer is None:
             raise HeadcountError(
                 f"the first model has no tokenizer to cut the {kind} text with", fix="give one, or give token ids"
             )
-        blocks = cut_blocks(tokenizer, kind, given, windows, context, seed)
+        blocks = cut_blocks(tokenizer, kind, content, windows, context, seed)
         stride = context - len(block_prefix(tokenizer))
-        found.append(Windows(kind, group_of(kind), blocks.ids, stride, blocks.control_tokens))
-    return found
+        cut_windows.append(Windows(kind, group_of(kind), blocks.ids, stride, blocks.control_tokens))
+    return cut_windows

@@ -1,13 +1,13 @@
-"""The ways in which a model is run when its speed is measured, and caches filled for them.
+"""The execution paths ("ways") for speed measurements, and caches filled for them.
 
-stock     a dense model as transformers runs it: its growing cache copies itself at every step, attention is torch's
-          fused one (``sdpa``)
-growing   the same attention over the cache of our trimmed models, which grows in place
-own       dense keys and values through both halves of our path: that cache, and ``attend``
-latent    a trimmed model, which always takes that path
+stock     a dense model in transformers' default configuration: the dynamic cache is copied at every step, attention
+          is torch's fused implementation (``sdpa``)
+growing   the same attention with the cache of trimmed models, which grows in place
+own       dense keys and values with both the cache and the attention function (``attend``) of trimmed models
+latent    a trimmed model, which always uses that cache and attention function
 
-``stock`` is what people run. ``own`` is what a trimmed model must be held against to see what the smaller cache
-alone brings; ``growing`` tells the cache's part in the difference from the attention's.
+``stock`` is the usual way to run a dense model. Comparing a trimmed model with ``own`` isolates the effect of the
+smaller cache; ``growing`` separates the contribution of the cache implementation from that of the attention function.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from headcount.pretrained.runtimes.headcount_cache import GrowingLayer
 
 Way = Literal["stock", "growing", "own", "latent"]
 OWN = "headcount_own"
-"""Name of our attention for dense models among transformers' attention functions."""
+"""Name under which ``attend`` for dense models is registered in transformers."""
 
 FILL_STD = 0.1
-"""Spread of the random numbers that fill a cache: small enough that attention is spread over all tokens."""
+"""Standard deviation of the random cache contents: small enough that attention is spread over all tokens."""
 
 
 def ways_of(model: PreTrainedModel) -> tuple[Way, ...]:
-    """The ways in which a model is measured; the first is the one that people run."""
+    """The ways in which a model is measured; the first is the default one."""
     return ("latent",) if is_trimmed(model) else ("stock", "growing", "own")
 
 
@@ -50,8 +50,8 @@ def _own_attention(
 ) -> tuple[torch.Tensor, None]:
     """``attend`` for dense heads: query (B, H, T, d), key and value (B, K, S, d) -> (B, T, H, d).
 
-    ``attend`` shares one set of values among all heads, as a latent is shared; so each KV head becomes a row
-    of the batch, which moves no cached number.
+    ``attend`` shares one set of values among all heads, like a latent, so each KV head becomes a batch row. This
+    does not copy the cache.
     """
     batch, heads, new, width = query.shape
     groups = key.shape[1]
@@ -78,7 +78,7 @@ def _register() -> None:
 
 @contextlib.contextmanager
 def attention_for(model: PreTrainedModel, way: Way) -> Iterator[None]:
-    """Let ``model`` compute attention in the given way inside the block; its own setting is put back after it."""
+    """Let ``model`` compute attention in the given way inside the ``with`` block; restores its setting afterwards."""
     _register()
     chosen = model.config._attn_implementation
     model.config._attn_implementation = OWN if way == "own" else "sdpa"
@@ -89,10 +89,10 @@ def attention_for(model: PreTrainedModel, way: Way) -> Iterator[None]:
 
 
 def empty_cache(model: PreTrainedModel, way: Way) -> DynamicCache:
-    """A cache that holds nothing yet; layers that would copy themselves grow in place unless the way is ``stock``.
+    """An empty cache; for ``growing`` and ``own``, dynamic layers are replaced by layers that grow in place.
 
-    A trimmed model makes that choice itself when it first writes, so ``latent`` is left to it. Layers with a
-    sliding window stay transformers' own in every way: they hold a window only.
+    A trimmed model replaces its layers itself on the first write, so ``latent`` is not handled here. Sliding-window
+    layers are always those of transformers, since they only hold one window.
     """
     cache = DynamicCache(config=model.config)
     if way in ("growing", "own"):
@@ -107,10 +107,10 @@ def empty_cache(model: PreTrainedModel, way: Way) -> DynamicCache:
 def filled_cache(
     model: PreTrainedModel, way: Way, batch: int, context: int, generator: torch.Generator
 ) -> DynamicCache:
-    """A cache that holds ``context`` tokens a row, by one real token and random numbers behind it.
+    """A cache with ``context`` tokens per row: one real token followed by random numbers.
 
-    The real token lets the model lay out its cache; the rest goes in through the cache's own ``update``, the same
-    for all models and ways but for the shapes. Layers of one shape share their numbers, not their memory.
+    The real token lets the model set up its cache layout; the rest is added with the cache's ``update`` method, which
+    is the same for all models and ways except for shapes. Layers of equal shape get equal values, in separate memory.
     """
     cache = empty_cache(model, way)
     first = torch.ones(batch, 1, dtype=torch.long, device=model.device)
@@ -118,7 +118,7 @@ def filled_cache(
     layers: list[Any] = cache.layers
     drawn = torch.empty(0, dtype=model.dtype, device=model.device)
     for layer in layers:
-        # A sliding layer returns what it was given in full: feed it a window at a time.
+        # A sliding layer returns all tokens of an update: feed it one window at a time.
         piece = min(context - 1, layer.sliding_window) if layer.is_sliding else context - 1
         for start in range(0, context - 1, max(1, piece)):
             tokens = min(piece, context - 1 - start)
@@ -133,15 +133,15 @@ def filled_cache(
 
 
 def step_back(cache: DynamicCache) -> None:
-    """Forget the last token, so that every step is timed at the same context.
+    """Remove the last token, so that every step is timed at the same context.
 
-    A full sliding layer has dropped its oldest token for it and cannot go back, but needs not: it keeps its size.
+    A full sliding layer has dropped its oldest token and cannot restore it, but its size does not change.
     """
     layers: list[Any] = cache.layers
     for layer in layers:
         if layer.is_sliding and layer.cumulative_length >= layer.sliding_window:
             layer.cumulative_length -= 1
-            companion = getattr(layer, "companion", None)  # the positions that a small layer keeps
+            companion = getattr(layer, "companion", None)  # the position cache of a ``small`` layer
             if companion is not None:
                 companion.cumulative_length -= 1
         elif isinstance(layer, GrowingLayer):
@@ -152,7 +152,7 @@ def step_back(cache: DynamicCache) -> None:
 
 @contextlib.contextmanager
 def watched_attention(model: PreTrainedModel, before: Callable[[], None], after: Callable[[], None]) -> Iterator[None]:
-    """Call ``before`` and ``after`` around every forward of the model's attention modules inside the block."""
+    """Call ``before`` and ``after`` around every forward of the model's attention modules."""
     family = family_of(model.config)
     handles = []
     try:

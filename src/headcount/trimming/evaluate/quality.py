@@ -1,14 +1,14 @@
-"""How well models predict text, and how far each is from the first: perplexity, divergence, agreement.
+"""Prediction quality of models, and their distance from the first one: perplexity, divergence, agreement.
 
-Over windows of fixed length that do not overlap, every token but the first of its window is predicted. With
-p the first model's next-token distribution and q another's, at n predicted tokens t:
+Windows have a fixed length and do not overlap; every token except the first of its window is predicted. With
+p the next-token distribution of the first model and q that of another model, at n predicted tokens t:
 
     perplexity  exp( -1/n sum log q(t) )
     KL          1/n sum_tokens sum_v p(v) (log p(v) - log q(v)), in nats
-    agreement   share of tokens at which p and q have the same likeliest next token
+    agreement   fraction of tokens at which p and q have the same most likely next token
 
-All models see one batch before the next one begins, so that logits of one batch are held only: the first
-model's and those of the model at hand. Logits are read in slices of the vocabulary, in float64.
+All models process a batch before the next batch begins, so only the logits of one batch are in memory: those of the
+first model and of the current one. Logits are processed in slices of the vocabulary, in float64.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from headcount.core.progress import Progress, silent
 from headcount.pretrained.running.layerwise import batches_of
 
 BATCH_TOKENS = 1024
-"""Tokens that go through a model at once: enough for full speed on a CPU."""
+"""Tokens per batch: enough for full speed on a CPU."""
 LOGIT_NUMBERS = 2**27
-"""Logits of one batch, at most (512 MiB in float32), unless one window has more."""
+"""Maximum number of logits per batch (512 MiB in float32), unless a single window has more."""
 SLICE_NUMBERS = 2**18
-"""Logits that are held in float64 at once (2 MiB): what stays in a processor's cache is read 3 times faster."""
+"""Logits held in float64 at once (2 MiB): data that fits in the processor cache is read 3 times faster."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What one model did on one kind of text, against the first model."""
+    """The quality of one model on one kind of text, relative to the first model."""
 
     tokens: int
-    """Predicted tokens."""
+    """Number of predicted tokens."""
     perplexity: float
     kl: float
     top1_agreement: float
@@ -58,7 +58,7 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Read:
-    """What logits (windows, tokens, vocabulary) say: log sum exp, likeliest entry, log-likelihood of the labels."""
+    """Statistics of logits (windows, tokens, vocabulary): log-sum-exp, argmax, log-likelihood of the labels."""
 
     log_total: torch.Tensor
     top: torch.Tensor
@@ -66,7 +66,7 @@ class _Read:
 
 
 def batch_size(context: int, vocabulary: int) -> int:
-    """Windows that go through the models at once.
+    """The number of windows per batch.
 
     >>> batch_size(512, 49_152), batch_size(512, 262_144), batch_size(8192, 262_144)
     (2, 1, 1)
@@ -87,7 +87,7 @@ def _read(logits: torch.Tensor, labels: torch.Tensor) -> _Read:
         part = logits[..., columns].double()
         log_total = torch.logaddexp(log_total, part.logsumexp(-1))
         highest, where = part.max(-1)
-        # Strictly greater: of equal ones the first counts, whatever the slices are.
+        # Strictly greater: on ties the first entry wins, independent of the slices.
         top = torch.where(highest > best, where + columns.start, top)
         best = torch.maximum(best, highest)
     chosen = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1).double()
@@ -106,16 +106,16 @@ def _divergence(p_logits: torch.Tensor, p: _Read, q_logits: torch.Tensor, q: _Re
 
 @torch.no_grad()
 def compare(models: Sequence[PreTrainedModel], ids: torch.Tensor, *, progress: Progress = silent) -> list[Quality]:
-    """The quality of each model on the same windows, against the first one.
+    """The quality of each model on the same windows, relative to the first model.
 
     Args:
         models: causal language models of one vocabulary; each runs on its own device.
         ids: windows of token ids (windows, context), context at least 2.
-        progress: told how many windows are done, under the stage ``quality``.
+        progress: progress callback, receives the number of completed windows under the stage ``quality``.
 
     Returns:
-        A ``Quality`` a model. The first has KL 0 and agreement 1. Numbers are ``nan`` or infinite where a
-        model's logits are: the caller decides what that means.
+        One ``Quality`` per model. The first has KL 0 and agreement 1. Values are ``nan`` or infinite if a model's
+        logits are; the caller must handle this.
 
     Example:
         >>> dense, trimmed = compare([model, smaller], ids)      # doctest: +SKIP
@@ -126,20 +126,20 @@ def compare(models: Sequence[PreTrainedModel], ids: torch.Tensor, *, progress: P
     vocabulary = int(models[0].get_input_embeddings().weight.shape[0])  # type: ignore[index]
     for rows in batches_of(len(ids), batch_size(ids.shape[1], vocabulary)):
         first: tuple[torch.Tensor, _Read] | None = None
-        for model, own in zip(models, sums, strict=True):
+        for model, model_sums in zip(models, sums, strict=True):
             batch = ids[rows].to(model.device).long()
             out: Any = model(batch, use_cache=False)
             device = out.logits.device if first is None else first[0].device
             logits = out.logits[:, :-1].to(device)
             del out
             read = _read(logits, batch[:, 1:].to(device))
-            own.tokens += read.top.numel()
-            own.nll -= float(read.log_likelihood.sum())
+            model_sums.tokens += read.top.numel()
+            model_sums.nll -= float(read.log_likelihood.sum())
             if first is None:
                 first = (logits, read)
-                own.agreed += read.top.numel()
+                model_sums.agreed += read.top.numel()
             else:
-                own.kl += _divergence(*first, logits, read)
-                own.agreed += int((first[1].top == read.top).sum())
+                model_sums.kl += _divergence(*first, logits, read)
+                model_sums.agreed += int((first[1].top == read.top).sum())
         progress("quality", rows.stop, len(ids))
-    return [own.quality() for own in sums]
+    return [model_sums.quality() for model_sums in sums]

@@ -1,4 +1,4 @@
-"""What an evaluation writes: the schemas of its files."""
+"""The schemas of the files that an evaluation writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Group = Literal["calibrated", "unseen", "other"]
 
 
 class _Record(BaseModel):
-    # Non-finite numbers would be written as null and then refused when read.
+    # Non-finite numbers would be written as null and then rejected when read.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -25,18 +25,18 @@ class TextRecord(_Record):
     group: Group
     windows: int
     window: int
-    """Tokens of a window; all but the first are predicted."""
+    """Tokens per window; all except the first are predicted."""
     stride: int
-    """Tokens of the text from the start of one window to the next one's: less than ``window`` by what the tokenizer
-    puts before a text. Windows never overlap."""
+    """Text tokens from the start of one window to the start of the next: ``window`` minus the length of the
+    tokenizer's prefix. Windows never overlap."""
     digest: str
     """Hash of the token ids."""
     control_tokens: int = 0
-    """Control tokens that the text spells out (such as ``</s>``) and that were read as plain text."""
+    """Number of control tokens that the text spells out (such as ``</s>``) and that were read as plain text."""
 
 
 class QualityRecord(_Record):
-    """One model on one kind of text, against the first model; see ``quality`` for the formulas."""
+    """One model on one kind of text, relative to the first model; see ``quality`` for the formulas."""
 
     kind: str
     tokens: int
@@ -54,12 +54,12 @@ class ModelRecord(_Record):
     device: str
     spec: ModelSpec
     cache_bytes_per_token: int
-    """Read off the live cache object and equal to the spec's."""
+    """Measured on the cache object; equal to the value from the spec."""
     texts: list[QualityRecord]
     sample: str | None
     """Greedy continuation of the prompt."""
     origin: Origin | None = None
-    """How it was trimmed, where its config says so."""
+    """How the model was trimmed, if its config records it."""
 
     def text(self, kind: str) -> QualityRecord:
         """The quality on one kind of text."""
@@ -72,13 +72,13 @@ class ModelRecord(_Record):
 
 
 class SampleRecord(_Record):
-    """A finished sample, while the rest of the run is not."""
+    """A completed sample of an unfinished run."""
 
     text: str
 
 
 class EvaluationRecord(_Record):
-    """``evaluation.json``: the same bytes from the same inputs."""
+    """``evaluation.json``: byte-identical for identical inputs."""
 
     format: Literal[1] = 1
     seed: int
@@ -93,9 +93,9 @@ class WayRecord(_Record):
     way: Literal["stock", "growing", "own", "latent"]
     prefill_seconds: list[float]
     decode_seconds: list[float]
-    """Single-token steps of the whole batch, by the model's whole forward pass and the choice of a token."""
+    """Single-token steps of the whole batch: the full forward pass and the selection of a token."""
     attention_seconds: list[float]
-    """The same in the attention modules of all layers alone: projections, cache and attention."""
+    """The time within these steps spent in attention modules: projections, cache and attention."""
 
 
 class ModelTiming(_Record):
@@ -104,18 +104,18 @@ class ModelTiming(_Record):
     name: str
     ways: list[WayRecord]
     peak_memory_bytes: int
-    """To fill the cache and decode two steps in the first way, above what was in use before (weights are not
-    counted)."""
+    """Peak memory to fill the cache and decode two steps in the first way, above the memory in use before (weights are
+    not counted)."""
 
 
 class TimingRecord(_Record):
-    """``timing.json``: apart, since it differs from run to run."""
+    """``timing.json``: a separate file, since it differs between runs."""
 
     decode_asked: str
     decode: str
-    """Batch x context that was measured."""
+    """The measured batch x context."""
     decode_note: str | None
-    """Why it is smaller than what was asked for."""
+    """Why the measured size is smaller than the requested one."""
     prefill: str
     threads: int
     memory_method: str

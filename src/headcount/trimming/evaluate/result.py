@@ -1,4 +1,4 @@
-"""An evaluation in hand: ratios against the first model, tables, and the JSON that the command prints."""
+"""A completed evaluation: ratios to the first model, tables, and the JSON output of the command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Speed:
 
 
 def speeds(timing: TimingRecord, model: int) -> dict[str, Speed]:
-    """By way; the first is the one that people run."""
+    """Speeds by way; the first is the default one."""
     prefill_tokens = math.prod(map(int, timing.prefill.split("x")))
     batch = int(timing.decode.split("x")[0])
     return {
@@ -42,7 +42,7 @@ def speeds(timing: TimingRecord, model: int) -> dict[str, Speed]:
 
 
 def geometric_mean(ratios: Iterable[float]) -> float | None:
-    """``None`` of nothing.
+    """The geometric mean; ``None`` for no ratios.
 
     >>> geometric_mean([1.0, 4.0]), geometric_mean([])
     (2.0, None)
@@ -53,7 +53,7 @@ def geometric_mean(ratios: Iterable[float]) -> float | None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation in hand; everything is against the first model."""
+    """A completed evaluation; all comparisons are with the first model."""
 
     record: EvaluationRecord
     timing: TimingRecord | None = None
@@ -61,7 +61,7 @@ class Evaluation:
 
     @classmethod
     def open(cls, folder: Path | str) -> Evaluation:
-        """Read an evaluation folder; what is missing or does not fit is refused by name."""
+        """Read an evaluation folder; the error names any missing or invalid file."""
         folder = Path(folder)
         if not (folder / RECORD).is_file():
             raise HeadcountError(f"{folder} holds no finished evaluation", fix="run headcount evaluate first")
@@ -69,16 +69,16 @@ class Evaluation:
         return cls(read_json(folder / RECORD, EvaluationRecord), timing, folder)
 
     def perplexity_ratios(self, model: int, group: Group | None = None) -> dict[str, float]:
-        """Perplexity over the first model's, by kind of text."""
-        first, own = self.record.models[0], self.record.models[model]
+        """Perplexity divided by that of the first model, by kind of text."""
+        first, compared = self.record.models[0], self.record.models[model]
         return {
-            text.kind: own.text(text.kind).perplexity / first.text(text.kind).perplexity
+            text.kind: compared.text(text.kind).perplexity / first.text(text.kind).perplexity
             for text in self.record.texts
             if group is None or text.group == group
         }
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a model and kind of text: the qualities."""
+        """The qualities, one row per model and kind of text."""
         with optional_imports():
             import pandas as pd
 
@@ -91,7 +91,7 @@ class Evaluation:
         return pd.DataFrame(rows).set_index(["model", "kind"])
 
     def table(self) -> pd.DataFrame:
-        """One row a model: what ``summary_json`` says of it, without the dictionaries."""
+        """The scalar entries of ``summary_json``, one row per model."""
         with optional_imports():
             import pandas as pd
 
@@ -111,10 +111,10 @@ def _rate(value: float | None, other: float | None) -> float | None:
 
 
 def summary_json(evaluation: Evaluation) -> dict[str, Any]:
-    """What ``headcount evaluate --json`` prints. Ratios and speedups are against the first model.
+    """The output of ``headcount evaluate --json``. Ratios and speedups are relative to the first model.
 
-    ``decode_speedup`` and ``attention_speedup`` compare each model in the way that people run it (dense:
-    transformers' own cache and attention); those ``_same_path`` compare all through our cache and attention.
+    ``decode_speedup`` and ``attention_speedup`` compare each model in its default way (dense: transformers' cache and
+    attention); the ``_same_path`` variants compare all models with headcount's cache and attention.
     """
     record, timing = evaluation.record, evaluation.timing
     models = []
@@ -163,19 +163,19 @@ def summary_json(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _speed_json(own: dict[str, Speed], first: dict[str, Speed]) -> dict[str, Any]:
-    """The speed keys of one model; the way that people run is the first one, our path is the last one."""
+def _speed_json(by_way: dict[str, Speed], first: dict[str, Speed]) -> dict[str, Any]:
+    """The speed entries of one model; the first way is the default one, the last way is headcount's path."""
 
     def get(ways: dict[str, Speed], which: int, what: str) -> float | None:
         return float(getattr(list(ways.values())[which], what)) if ways else None
 
     row: dict[str, Any] = {
-        what: get(own, 0, what) for what in ("prefill_tokens_per_s", "decode_tokens_per_s", "attention_step_seconds")
+        what: get(by_way, 0, what) for what in ("prefill_tokens_per_s", "decode_tokens_per_s", "attention_step_seconds")
     }
     for suffix, which in (("", 0), ("_same_path", -1)):
         for name, what in (("prefill", "prefill_tokens_per_s"), ("decode", "decode_tokens_per_s")):
-            row[f"{name}_speedup{suffix}"] = _rate(get(own, which, what), get(first, which, what))
+            row[f"{name}_speedup{suffix}"] = _rate(get(by_way, which, what), get(first, which, what))
         step = "attention_step_seconds"
-        row[f"attention_speedup{suffix}"] = _rate(get(first, which, step), get(own, which, step))
-    row["ways"] = {way: dict(vars(speed)) for way, speed in own.items()}
+        row[f"attention_speedup{suffix}"] = _rate(get(first, which, step), get(by_way, which, step))
+    row["ways"] = {way: dict(vars(speed)) for way, speed in by_way.items()}
     return row

@@ -1,7 +1,7 @@
-"""Running an evaluation: check the models against each other, go through the text, resume, write the folder.
+"""Running an evaluation: check that the models are comparable, measure, resume, write the run folder.
 
-A finished kind of text is kept for each model in the run folder, and so are samples and timings: a run that was
-killed goes on behind them, and ``evaluation.json`` comes out the same.
+Results of each kind of text, samples and timings are stored in the run folder when completed: a killed run resumes
+after the last completed kind, and produces the same ``evaluation.json``.
 """
 
 from __future__ import annotations
@@ -61,44 +61,44 @@ def evaluate(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Compare models with the first of them: quality on several kinds of text, cache, speed, memory, a sample.
+    """Compare models with the first one: quality on several kinds of text, cache, speed, memory, a sample.
 
     Args:
-        models: opened models, or (name, model, tokenizer); the first is what the others are held against.
+        models: opened models, or (name, model, tokenizer); the others are compared with the first.
         texts: by kind, documents or windows of token ids; ``None``: the built-in kinds (``default_texts``).
-        windows: windows of each kind that are cut from documents.
-        context: tokens of such a window.
+        windows: number of windows of each kind to cut from documents.
+        context: tokens per window.
         decode: batch and context for timing, such as ``8x4096``; ``None``: no timing.
-        sample_prompt: what the greedy sample continues; ``None``: no sample.
-        sample_tokens: its length at most.
-        seed: seeds which windows are cut, and what is decoded when timing.
+        sample_prompt: prompt of the greedy sample; ``None``: no sample.
+        sample_tokens: maximum length of the sample.
+        seed: random seed for the selection of windows and the tokens used for timing.
         out: run folder; ``None`` keeps everything in memory.
         overwrite: replace a run folder that was made from other inputs.
-        progress: told how far it is.
+        progress: progress callback.
 
     Returns:
         The ``Evaluation``; with ``out`` it is also on disk.
 
     Raises:
-        HeadcountError: models of unlike vocabularies, encoders, models in training mode, text too short.
-        CheckFailedError: a cache that is not what the spec says, a model whose loss is not finite.
+        HeadcountError: models with different vocabularies, encoders, models in training mode, text too short.
+        CheckFailedError: a cache that does not match the spec, a model whose loss is not finite.
 
     Example:
         >>> found = evaluate([open_model("demo"), ("half", trimmed, None)], decode=None)     # doctest: +SKIP
         >>> found.to_pandas()                                                                # doctest: +SKIP
     """
-    opened = [_opened(given) for given in models]
+    opened = [_opened(entry) for entry in models]
     check_models(opened)
     first = opened[0]
     size = None if decode is None else Size.parse(decode)
-    origins = [origin_of(own.model.config) for own in opened]
+    origins = [origin_of(model.model.config) for model in opened]
     kinds = cut(default_texts() if texts is None else texts, first.tokenizer, windows, context, seed)
     kinds = regrouped(kinds, [origin for origin in origins if origin])
     for text in kinds:
         check_ids(opened, text)
     inputs: dict[str, Any] = {
-        "models": {own.name: own.fingerprint for own in opened},
-        "dtypes": [str(own.model.dtype) for own in opened],
+        "models": {model.name: model.fingerprint for model in opened},
+        "dtypes": [str(model.model.dtype) for model in opened],
         "texts": {text.kind: digest(text.ids.numpy().tobytes()) for text in kinds},
         "windows": {text.kind: list(text.ids.shape) for text in kinds},
         "decode": decode,
@@ -110,14 +110,14 @@ def evaluate(
         folder = open_run_folder(Path(out), "evaluation", inputs, overwrite)
         if (folder / RECORD).is_file():
             return Evaluation.open(folder)
-    caches = [measure_cache(own.model, own.spec, own.name) for own in opened]
+    caches = [measure_cache(model.model, model.spec, model.name) for model in opened]
     work = None if folder is None else folder / "work"
     qualities = _qualities(opened, kinds, work, progress)
-    samples = [_sample(own, first, sample_prompt, sample_tokens, work, index) for index, own in enumerate(opened)]
+    samples = [_sample(model, first, sample_prompt, sample_tokens, work, index) for index, model in enumerate(opened)]
     timing = None
     if size is not None:
-        subjects = [Subject(own.name, own.model, own.spec) for own in opened]
-        timing = _kept(
+        subjects = [Subject(model.name, model.model, model.spec) for model in opened]
+        timing = _load_or_make(
             None if folder is None else folder / TIMING,
             TimingRecord,
             lambda: measure_speed(subjects, size, seed=seed, progress=progress),
@@ -139,17 +139,17 @@ def evaluate(
         prompt=sample_prompt,
         models=[
             ModelRecord(
-                name=own.name,
-                fingerprint=own.fingerprint,
-                dtype=str(own.model.dtype).removeprefix("torch."),
-                device=str(own.model.device),
-                spec=own.spec,
+                name=model.name,
+                fingerprint=model.fingerprint,
+                dtype=str(model.model.dtype).removeprefix("torch."),
+                device=str(model.model.device),
+                spec=model.spec,
                 cache_bytes_per_token=caches[index].bytes_per_token,
                 texts=[qualities[text.kind][index] for text in kinds],
                 sample=samples[index],
                 origin=origins[index],
             )
-            for index, own in enumerate(opened)
+            for index, model in enumerate(opened)
         ],
     )
     if folder is not None:
@@ -158,16 +158,16 @@ def evaluate(
     return Evaluation(record, timing, folder)
 
 
-def _opened(given: Given) -> OpenModel:
-    if isinstance(given, OpenModel):
-        return given
-    name, model, tokenizer = given
-    family_of(model.config)  # An unknown family is refused before anything else is asked of the model.
+def _opened(entry: Given) -> OpenModel:
+    if isinstance(entry, OpenModel):
+        return entry
+    name, model, tokenizer = entry
+    family_of(model.config)  # Reject an unknown family before using the model in any other way.
     return OpenModel(name, model, tokenizer, read_spec(model), fingerprint(model))
 
 
-def _kept(path: Path | None, schema: type[Schema], make: Callable[[], Schema]) -> Schema:
-    """What an earlier run left at ``path``, or else make it and leave it there."""
+def _load_or_make(path: Path | None, schema: type[Schema], make: Callable[[], Schema]) -> Schema:
+    """Load the result of an earlier run from ``path``, or make it and store it there."""
     if path is not None and path.is_file():
         return read_json(path, schema)
     made = make()
@@ -179,13 +179,13 @@ def _kept(path: Path | None, schema: type[Schema], make: Callable[[], Schema]) -
 def _qualities(
     opened: Sequence[OpenModel], kinds: Sequence[Windows], work: Path | None, progress: Progress
 ) -> dict[str, list[QualityRecord]]:
-    """By kind, each model's quality; only what no earlier run has finished is computed."""
+    """The quality of each model, by kind; only results missing from earlier runs are computed."""
     total, done = sum(len(text.ids) for text in kinds), 0
-    found: dict[str, list[QualityRecord]] = {}
+    by_kind: dict[str, list[QualityRecord]] = {}
     for number, text in enumerate(kinds):
         paths = [work / f"quality-{number:03d}-{index:03d}.json" if work else None for index in range(len(opened))]
         known = {i: read_json(path, QualityRecord) for i, path in enumerate(paths) if path and path.is_file()}
-        # The first model runs in any case in which another is missing: its logits are what that is held against.
+        # If any result is missing, the first model runs too: its logits are the reference.
         missing = set(range(len(opened))) - known.keys()
         run = sorted({0, *missing}) if missing else []
         if run:
@@ -197,14 +197,14 @@ def _qualities(
                 path = paths[index]
                 if path is not None:
                     write_json(path, known[index])
-        found[text.kind] = [known[index] for index in range(len(opened))]
+        by_kind[text.kind] = [known[index] for index in range(len(opened))]
         done += len(text.ids)
     progress("quality", done, total)
-    return found
+    return by_kind
 
 
 def _behind(progress: Progress, before: int, total: int) -> Progress:
-    """Report windows of one kind as windows of all."""
+    """Report progress within one kind as progress over all kinds."""
 
     def tell(stage: str, done: int, _of_this_kind: int) -> None:
         progress(stage, before + done, total)
@@ -221,13 +221,13 @@ def _quality_record(name: str, kind: str, quality: Quality) -> QualityRecord:
 
 
 def _sample(
-    own: OpenModel, first: OpenModel, prompt: str | None, new_tokens: int, work: Path | None, index: int
+    opened: OpenModel, first: OpenModel, prompt: str | None, new_tokens: int, work: Path | None, index: int
 ) -> str | None:
-    tokenizer = own.tokenizer or first.tokenizer
+    tokenizer = opened.tokenizer or first.tokenizer
     if prompt is None or tokenizer is None:
         return None
-    return _kept(
+    return _load_or_make(
         work / f"sample-{index:03d}.json" if work else None,
         SampleRecord,
-        lambda: SampleRecord(text=greedy_sample(own.model, tokenizer, prompt, new_tokens)),
+        lambda: SampleRecord(text=greedy_sample(opened.model, tokenizer, prompt, new_tokens)),
     ).text

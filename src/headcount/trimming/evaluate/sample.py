@@ -1,4 +1,4 @@
-"""What models write: greedy continuations of one prompt."""
+"""Sample output: greedy continuations of one prompt."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ NEW_TOKENS = 48
 def greedy_sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int = NEW_TOKENS
 ) -> str:
-    """The likeliest next token, again and again, until the model ends the text or ``new_tokens`` are written.
+    """Greedy decoding until the model ends the text or ``new_tokens`` tokens are generated.
 
-    Only the continuation is returned. The model's own generation settings (temperature, penalties) are not used.
+    Only the continuation is returned. The model's generation settings (temperature, penalties) are ignored.
     """
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
     if ids.numel() == 0:
         raise HeadcountError("the sample prompt has no tokens", fix="give a prompt, or none at all")
-    own: Any = model.generation_config
-    end = own.eos_token_id if own is not None and own.eos_token_id is not None else tokenizer.eos_token_id
+    defaults: Any = model.generation_config
+    end = (
+        defaults.eos_token_id if defaults is not None and defaults.eos_token_id is not None else tokenizer.eos_token_id
+    )
     last = end[0] if isinstance(end, list) else end
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else last
     config = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, eos_token_id=end, pad_token_id=pad)

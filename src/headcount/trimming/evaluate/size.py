@@ -1,4 +1,4 @@
-"""The batch and context that decoding is measured at, and whether all caches of that size fit in memory at once."""
+"""The batch and context of decode measurements, and whether all caches of that size fit in memory together."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from headcount.core.spec import ModelSpec
 from headcount.trimming.evaluate.paths import Way, ways_of
 
 MEMORY_SHARE = 0.8
-"""Share of the memory that is available which caches may take."""
+"""Fraction of the available memory that caches may use."""
 SMALLEST_CONTEXT = 16
 RESERVE = 1.5
-"""What a cache that grows in place may hold, over what is in it."""
+"""Capacity of a cache that grows in place, relative to its contents."""
 REBUILT_COPIES = 4
-"""Copies of the rebuilt keys that a step may hold at once while it rotates them."""
+"""Copies of the rebuilt keys that a step may hold in memory while rotating them."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Rows and cached tokens a row.
+    """Batch rows, and cached tokens per row.
 
     >>> Size.parse("8x4096"), str(Size(1, 128))
     (Size(batch=8, context=4096), '1x128')
@@ -40,10 +40,10 @@ class Size:
     @classmethod
     def parse(cls, text: str) -> Size:
         """Read ``BATCHxCONTEXT``."""
-        found = re.fullmatch(r"\s*(\d{1,9})\s*[xX]\s*(\d{1,9})\s*", text)
-        if found is None:
+        match = re.fullmatch(r"\s*(\d{1,9})\s*[xX]\s*(\d{1,9})\s*", text)
+        if match is None:
             raise HeadcountError(f"decode size {text!r} is not BATCHxCONTEXT", fix="write it like 8x4096")
-        size = cls(int(found[1]), int(found[2]))
+        size = cls(int(match[1]), int(match[2]))
         if size.batch < 1 or size.context < 2:
             raise HeadcountError(
                 f"decode size {text!r} has nothing to measure",
@@ -62,24 +62,24 @@ class Subject:
 
 
 def cache_estimate_bytes(subject: Subject, way: Way, size: Size) -> int:
-    """What a filled cache and a step on it take, at most: reserve, copies, scores, rebuilt keys."""
+    """Upper bound on the memory of a filled cache and one step: reserve, copies, scores, rebuilt keys."""
     item = torch.empty((), dtype=subject.model.dtype).element_size()
     held, step = 0.0, 0.0
     for layer in subject.spec.layers:
         tokens = size.batch * min(size.context + 1, layer.window or size.context + 1)
-        own = tokens * layer.cache_numbers_per_token
-        held += own * (RESERVE if way != "stock" and layer.window is None else 1)
+        cached = tokens * layer.cache_numbers_per_token
+        held += cached * (RESERVE if way != "stock" and layer.window is None else 1)
         scores = 3 * tokens * layer.n_heads
         rebuilt = REBUILT_COPIES * tokens * layer.rebuilt_numbers_per_token
-        step = max(step, own + scores + rebuilt)
+        step = max(step, cached + scores + rebuilt)
     return int((held + step) * item)
 
 
 def fitting_size(subjects: Sequence[Subject], asked: Size) -> tuple[Size, str | None]:
-    """The largest size up to ``asked`` that all caches fit in at once, and why it is not what was asked for.
+    """The largest size up to ``asked`` at which all caches fit in memory together, and the reason for any reduction.
 
-    A model without room for ``asked.context`` positions bounds the context; memory first halves the batch,
-    then the context.
+    The context is limited by the models' maximum positions; if memory is short, first the batch is halved, then the
+    context.
     """
     context, reasons = asked.context, []
     for subject in subjects:
@@ -90,11 +90,11 @@ def fitting_size(subjects: Sequence[Subject], asked: Size) -> tuple[Size, str | 
     size = Size(asked.batch, context)
     devices = {subject.model.device for subject in subjects}
     for device in sorted(devices, key=str):
-        own = [subject for subject in subjects if subject.model.device == device]
+        on_device = [subject for subject in subjects if subject.model.device == device]
         free = available_bytes(device)
 
-        def needed(at: Size, own: list[Subject] = own) -> int:
-            return sum(cache_estimate_bytes(s, way, at) for s in own for way in ways_of(s.model) if way != "own")
+        def needed(at: Size, on_device: list[Subject] = on_device) -> int:
+            return sum(cache_estimate_bytes(s, way, at) for s in on_device for way in ways_of(s.model) if way != "own")
 
         before = needed(size)
         while needed(size) > MEMORY_SHARE * free:

@@ -1,8 +1,8 @@
-"""Prefill and decode tokens a second, and the attention step alone, of several models side by side.
+"""Prefill and decode tokens per second, and time of the attention step, of several models side by side.
 
-All models take turns (A B A B ...), so that a noisy machine's drift hits them alike; figures are medians over
-rounds after a warm-up. Every step is timed at the same context: caches are filled cheaply, and the token that a
-step appends is forgotten again (see ``paths``). A dense model is measured in three ways, a trimmed one in one.
+Models alternate (A B A B ...), so that drift on a noisy machine affects them equally; results are medians over
+rounds after a warm-up. Every step is timed at the same context: caches are filled with random numbers, and the token
+that a step appends is removed again (see ``paths``). A dense model is measured in three ways, a trimmed one in one.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ ROUNDS = 7
 WARM_UP = 2
 PREFILL_ROUNDS = 3
 PREFILL_TOKENS = 512
-"""Length of the prompt whose prefill is timed, one row: a full 8x4096 would take minutes on a CPU."""
+"""Length of the prompt (one row) for timing prefill: a full 8x4096 would take minutes on a CPU."""
 
 
 @dataclass
 class _Runner:
-    """One model in one way, with its cache and its times."""
+    """One model run in one way, with its cache and timings."""
 
     subject: Subject
     way: Way
@@ -54,7 +54,7 @@ class _Runner:
         out.logits[:, -1].argmax(-1)
 
     def step(self) -> None:
-        """Decode one token a row, and forget it."""
+        """Decode one token per row, and remove it from the cache."""
         assert self.cache is not None
         self.run(self.tokens, self.cache)
         step_back(self.cache)
@@ -66,7 +66,7 @@ class _Runner:
         return seconds
 
     def timed_attention(self) -> float:
-        """Seconds that the attention modules of all layers take within one step."""
+        """Seconds spent in the attention modules of all layers during one step."""
         total, began = 0.0, 0.0
 
         def before() -> None:
@@ -113,14 +113,14 @@ def measure_speed(
 
     Args:
         subjects: the models; each runs on its own device.
-        asked: batch and context; a smaller one is taken, and named, when the caches would not fit.
-        seed: seeds the prompt and the numbers that fill the caches.
-        rounds: timed steps of each model and way.
+        asked: batch and context; reduced, with a note in the record, if the caches would not fit.
+        seed: random seed for the prompt and the cache contents.
+        rounds: number of timed steps for each model and way.
         prefill_tokens: length of the prompt (one row) for prefill.
-        progress: told how far it is, under the stage ``speed``.
+        progress: progress callback, under the stage ``speed``.
 
     Raises:
-        HeadcountError: there is no memory for any size.
+        HeadcountError: there is not enough memory for any size.
     """
     size, note = fitting_size(subjects, asked)
     rows = min(int(s.model.get_input_embeddings().weight.shape[0]) for s in subjects)  # type: ignore[index]
@@ -140,7 +140,7 @@ def measure_speed(
         for index, way in enumerate(ways_of(subject.model)):
             runner = _Runner(subject, way, ids.to(device))
             runners.append(runner)
-            if way == "own":  # The same cache as ``growing``: a step leaves it as it was.
+            if way == "own":  # Shares the cache with ``growing``: a step does not change it.
                 runner.cache = runners[-2].cache
             with attention_for(subject.model, way):
                 if index == 0:
@@ -189,7 +189,7 @@ def measure_speed(
 
 
 def _prepare(runner: _Runner, size: Size, seed: int) -> None:
-    """Fill the cache unless it is there, and warm up."""
+    """Fill the cache unless it exists, and warm up."""
     model = runner.subject.model
     if runner.cache is None:
         generator = torch_generator(seed, "cache", device=model.device)

@@ -1,1 +1,1 @@
-"""The plan: from evidence and a budget to ranks, layer by layer."""
+"""The plan: ranks for each layer, from an audit and a cache budget."""

@@ -1,9 +1,9 @@
-"""Splitting a budget of cached numbers over columns of energies.
+"""Allocation of a budget of cached numbers to columns of energies.
 
 A *column* is one side of one layer (or of one head): energies e_1 >= e_2 >= ... of its directions. Keeping its
-first r directions caches r numbers a token and drops the rest of the energies. Ranks are multiples of
-``multiple`` (the last step of a column may be smaller), at least one step each. Every allocator meets the budget
-from below and misses it by less than one multiple. ``fixed`` numbers a token are cached whatever the ranks and are
+first r directions caches r numbers per token and drops the remaining energies. Ranks are multiples of
+``multiple`` (the last step of a column may be smaller), at least one step each. Every allocator stays
+within the budget and is less than one multiple below it. ``fixed`` numbers per token are cached for any ranks and are
 part of the budget.
 """
 
@@ -19,7 +19,7 @@ Columns = Sequence[Sequence[float]]
 
 
 def steps_of(width: int, multiple: int) -> list[int]:
-    """The sizes of a column's steps: multiples, and what is left over.
+    """The sizes of a column's steps: multiples, then the remainder.
 
     >>> steps_of(10, 4)
     [4, 4, 2]
@@ -29,12 +29,12 @@ def steps_of(width: int, multiple: int) -> list[int]:
 
 
 def smallest_budget(columns: Columns, multiple: int) -> int:
-    """Numbers that one step of every column takes."""
+    """The smallest possible budget: one step of every column."""
     return sum(min(multiple, len(column)) for column in columns)
 
 
 def dropped(columns: Columns, ranks: Sequence[int]) -> float:
-    """The energies that ranks leave out: sum over columns of sum_{i > r} e_i."""
+    """The total energy dropped by the given ranks: sum over columns of sum_{i > r} e_i."""
     return float(sum(sum(column[rank:]) for column, rank in zip(columns, ranks, strict=True)))
 
 
@@ -42,7 +42,7 @@ def greedy(columns: Columns, budget: int, multiple: int, fixed: int = 0) -> list
     """The ranks that drop the least energy.
 
     Energies descend, so a column's steps have diminishing gains and taking the largest gain per number first is
-    optimal when all steps are of one size (an exchange argument; tests hold it against brute force).
+    optimal when all steps have the same size (an exchange argument; tests compare it with brute force).
 
     >>> greedy([[9.0, 1.0], [5.0, 4.0]], budget=3, multiple=1)
     [1, 2]
@@ -56,7 +56,7 @@ def greedy(columns: Columns, budget: int, multiple: int, fixed: int = 0) -> list
 
 
 def uniform(columns: Columns, budget: int, multiple: int, fixed: int = 0) -> list[int]:
-    """The same share of every column, as near as multiples allow: the baseline.
+    """The same share of every column, as close as multiples allow: the baseline.
 
     >>> uniform([[9.0, 1.0], [5.0, 4.0]], budget=2, multiple=1)
     [1, 1]
@@ -67,10 +67,10 @@ def uniform(columns: Columns, budget: int, multiple: int, fixed: int = 0) -> lis
 def _fill(
     columns: Columns, budget: int, multiple: int, fixed: int, gain: Callable[[int, int, int], float]
 ) -> list[int]:
-    """Take the step of the largest gain that fits, until none does; ties go to the earlier column."""
+    """Repeatedly take the step with the largest gain that fits the budget; ties go to the earlier column."""
     check_budget(columns, budget, multiple, fixed)
     steps = [steps_of(len(column), multiple) for column in columns]
-    ranks = [own[0] for own in steps]
+    ranks = [sizes[0] for sizes in steps]
     left = budget - fixed - sum(ranks)
     queue: list[tuple[float, int, int]] = []
 
@@ -92,7 +92,7 @@ def _fill(
 
 
 def check_budget(columns: Columns, budget: int, multiple: int, fixed: int = 0) -> None:
-    """Refuse a multiple or a budget that no ranks meet, naming the smallest that some do."""
+    """Reject an infeasible multiple or budget; the error states the smallest feasible budget."""
     if multiple < 1:
         raise HeadcountError(f"a multiple of {multiple} is not possible", fix="use 1 or more")
     smallest = fixed + smallest_budget(columns, multiple)

@@ -1,4 +1,4 @@
-"""Making a plan from an audit, and the plan's schema."""
+"""Making a plan from an audit, and the schema of the plan."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LayerPlan(_Record):
 
 
 class ParetoPoint(_Record):
-    """What the same allocator predicts at another budget."""
+    """The prediction of the same allocator for another budget."""
 
     cache_ratio: float
     predicted_loss_increase: float | None
@@ -63,21 +63,21 @@ class PlanRecord(_Record):
     multiple: int
     cache_asked: float
     cache_ratio: float
-    """Numbers cached per token over the dense model's."""
+    """Numbers cached per token, divided by those of the dense model."""
     predicted_loss_increase: float | None
-    """Nats per token, to second order and before any repair; only the Fisher metric knows it."""
+    """Nats per token, to second order and before any repair; available only with the Fisher metric."""
     layers: list[LayerPlan]
     pareto: list[ParetoPoint]
 
     @property
     def digest(self) -> str:
-        """A hash of all that the plan says but where its audit lies: trimmed models keep it (``Origin.plan``)."""
+        """A hash of the plan except the location of its audit; trimmed models store it (``Origin.plan``)."""
         return digest(self.model_dump_json(exclude={"audit"}))
 
 
 @dataclass
 class Plan:
-    """A plan in hand, with the audit it was made from."""
+    """A plan with the audit that it was made from."""
 
     record: PlanRecord
     audit: Audit
@@ -85,11 +85,11 @@ class Plan:
 
     @property
     def spec(self) -> ModelSpec:
-        """The attention that the plan asks for."""
+        """The attention of the planned model."""
         return planned_spec(self.audit.record.spec, self.record)
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a layer."""
+        """The ranks, one row per layer."""
         with optional_imports():
             import pandas as pd
 
@@ -100,54 +100,62 @@ class Plan:
 
     @classmethod
     def open(cls, folder: Path | str, audit: Path | str | None = None) -> Plan:
-        """Read a plan folder and the audit behind it (``audit``: where that lies now, if it was moved)."""
+        """Read a plan folder and its audit (``audit``: the location of the audit, if it was moved)."""
         folder = Path(folder)
         path = folder if folder.is_file() else folder / PLAN
         record = read_json(path, PlanRecord)
         place = Path(audit) if audit is not None else (path.parent / record.audit)
         if not (place / RECORD).is_file():
             raise HeadcountError(f"the plan's audit is not at {place}", fix="say where it is with --audit")
-        found = Audit.open(place)
-        if found.record.fingerprint != record.fingerprint or found.record.metric != record.metric:
+        opened_audit = Audit.open(place)
+        if opened_audit.record.fingerprint != record.fingerprint or opened_audit.record.metric != record.metric:
             raise HeadcountError(
                 f"{place} is not the audit that {path} was made from", fix="say where it is with --audit"
             )
-        check_ranks(record, found.record.spec)
-        return cls(record, found, path.parent)
+        check_ranks(record, opened_audit.record.spec)
+        return cls(record, opened_audit, path.parent)
 
 
 def check_ranks(record: PlanRecord, spec: ModelSpec) -> None:
-    """Refuse ranks that the model has no room for, naming the layer."""
+    """Reject ranks that do not fit the model; the error names the layer."""
     if len(record.layers) != len(spec.layers) or [layer.layer for layer in record.layers] != list(
         range(len(spec.layers))
     ):
         raise HeadcountError(
             f"the plan lists {len(record.layers)} layers, the model has {len(spec.layers)}", fix="plan again"
         )
-    for own, layer in zip(record.layers, spec.layers, strict=True):
-        for side, rank, width in (("k_rank", own.k_rank, layer.k_width), ("v_rank", own.v_rank, layer.v_width)):
+    for layer_plan, layer in zip(record.layers, spec.layers, strict=True):
+        for side, rank, width in (
+            ("k_rank", layer_plan.k_rank, layer.k_width),
+            ("v_rank", layer_plan.v_rank, layer.v_width),
+        ):
             if not 1 <= rank <= width:
-                raise HeadcountError(f"layer {own.layer}: {side} {rank} is outside [1, {width}]", fix="plan again")
-        heads = (("k_rank", own.k_rank, own.k_head_ranks), ("v_rank", own.v_rank, own.v_head_ranks))
+                raise HeadcountError(
+                    f"layer {layer_plan.layer}: {side} {rank} is outside [1, {width}]", fix="plan again"
+                )
+        heads = (
+            ("k_rank", layer_plan.k_rank, layer_plan.k_head_ranks),
+            ("v_rank", layer_plan.v_rank, layer_plan.v_head_ranks),
+        )
         for side, rank, parts in heads:
             if parts is not None and (len(parts) != layer.n_kv_heads or sum(parts) != rank or min(parts) < 0):
                 raise HeadcountError(
-                    f"layer {own.layer}: head ranks {parts} do not make {side} {rank}", fix="plan again"
+                    f"layer {layer_plan.layer}: head ranks {parts} do not make {side} {rank}", fix="plan again"
                 )
 
 
 def planned_spec(dense: ModelSpec, record: PlanRecord) -> ModelSpec:
-    """The attention that a plan asks for; a layer without a rotary embedding has the form that ``in_layer`` says."""
+    """The attention of the planned model; ``in_layer`` selects the form of a layer without a rotary embedding."""
     form = trimmed_form(record.form)
     layers = [
         LayerSpec(
             **layer.model_dump(exclude={"form", "k_rank", "v_rank", "o_bias"}),
             o_bias=True,
             form=form.in_layer(layer.rotary_dim > 0).name,
-            k_rank=own.k_rank,
-            v_rank=own.v_rank,
+            k_rank=layer_plan.k_rank,
+            v_rank=layer_plan.v_rank,
         )
-        for layer, own in zip(dense.layers, record.layers, strict=True)
+        for layer, layer_plan in zip(dense.layers, record.layers, strict=True)
     ]
     return ModelSpec(family=dense.family, layers=tuple(layers))
 
@@ -165,17 +173,17 @@ def plan(
     """Split a cache budget over the layers and sides of an audited model.
 
     Args:
-        audit: the evidence.
-        cache: share of the dense model's cached numbers to keep, in (0, 1].
+        audit: the audit to plan from.
+        cache: fraction of the dense model's cached numbers to keep, in (0, 1].
         form: ``fast`` or ``small`` (see ``headcount.core.forms``).
         allocator: ``greedy`` over the joint spectra of all layers and sides, ``uniform`` shares, or ``per-head``
-            (greedy over the spectra of single KV heads, which then keep latents of their own).
+            (greedy over the spectra of individual KV heads, which then have separate latents).
         multiple: ranks are rounded to multiples of this.
         out: folder to write ``plan.json`` to.
         overwrite: replace a plan that was made from other inputs.
 
     Raises:
-        HeadcountError: a budget that cannot be met (it names the smallest that can), an encoder, bad options.
+        HeadcountError: an infeasible budget (the error states the smallest feasible one), an encoder, invalid options.
 
     Example:
         >>> half = plan(found, cache=0.5)            # doctest: +SKIP
@@ -192,7 +200,7 @@ def plan(
         raise HeadcountError(f"{audit.record.model} is an encoder and has no cache to plan", fix="plan a decoder")
     columns = _columns(audit, form, allocator)
     total = sum(map(len, columns))
-    fixed = sum(asked.in_layer(own.rotary_dim > 0).fixed_cache_numbers_per_token(own) for own in spec.layers)
+    fixed = sum(asked.in_layer(layer.rotary_dim > 0).fixed_cache_numbers_per_token(layer) for layer in spec.layers)
     ranks = _ranks(columns, int(cache * total + 1e-9), multiple, allocator, fixed)
     fisher = audit.record.metric == "fisher"
     layers = _layer_plans(spec, ranks, allocator)
@@ -230,13 +238,13 @@ def plan(
 
 
 def _columns(audit: Audit, form: str, allocator: str) -> Columns:
-    """Energies in the order layer, keys before values (and heads, with ``per-head``)."""
+    """Energies by layer, keys before values (then by head, with ``per-head``)."""
     key_side = audit.key_side[form]
     columns: list[list[float]] = []
     for layer in audit.record.layers:
         for side in (key_side, "values"):
-            own = layer.sides[side]
-            columns += own.per_head if allocator == "per-head" else [own.joint]
+            side_record = layer.sides[side]
+            columns += side_record.per_head if allocator == "per-head" else [side_record.joint]
     return columns
 
 
@@ -256,7 +264,7 @@ def _layer_plans(spec: ModelSpec, ranks: list[int], allocator: str) -> list[Laye
 
 
 def summary_json(made: Plan) -> dict[str, Any]:
-    """What ``headcount plan --json`` prints."""
+    """The output of ``headcount plan --json``."""
     return made.record.model_dump() | {
         "notes": unused_notes(made.audit.record),
         "folder": str(made.folder) if made.folder else None,

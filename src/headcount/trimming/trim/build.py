@@ -1,11 +1,11 @@
-"""From a dense model and a plan to a model with latent attention, in closed form.
+"""Building a model with latent attention from a dense model and a plan, in closed form.
 
 For one layer with projections x -> m + B A (x - m) of its stacked keys and values (A = ``down``, B = ``up``):
 
-    v_proj  = A_v W_v; o_proj of head h = W_o,h B_v,g(h), or W_o,h behind v_up = B_v (see ``folds_values``)
-    o bias  = W_o ((I - B A) m_v + B A b_v), heads side by side, since attention weights sum to one
-    fast    k_down = A_k; k_up = B_k. The constant part of keys shifts each query's logits alike: dropped.
-    small   k_proj = A_k W_k (or k_down = A_k behind a key norm), k_up = B_k with bias (I - B A) m_k + B A b_k
+    v_proj  = A_v W_v; o_proj of head h = W_o,h B_v,g(h), or W_o,h after v_up = B_v (see ``folds_values``)
+    o bias  = W_o ((I - B A) m_v + B A b_v), heads concatenated, since attention weights sum to one
+    fast    k_down = A_k; k_up = B_k. The constant part of keys shifts all logits of a query equally: dropped.
+    small   k_proj = A_k W_k (or k_down = A_k after a key norm), k_up = B_k with bias (I - B A) m_k + B A b_k
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ from headcount.trimming.plan.make import LayerPlan, Plan
 
 
 def check_model(model: PreTrainedModel, plan: Plan) -> None:
-    """Refuse a model that the plan was not made for."""
+    """Reject a model that the plan was not made for."""
     if is_trimmed(model):
         raise HeadcountError("the model is trimmed already", fix="trim the model that the plan was made for")
     if not family_of(model.config).trimmable:
         raise HeadcountError(f"{family_of(model.config).name} cannot be trimmed", fix="trim a decoder")
-    own = fingerprint(model)
-    if own != plan.record.fingerprint:
+    actual = fingerprint(model)
+    if actual != plan.record.fingerprint:
         raise HeadcountError(
-            f"the plan was made for {plan.record.model} (fingerprint {plan.record.fingerprint}), this model has {own}",
+            f"the plan was made for {plan.record.model} (fingerprint {plan.record.fingerprint}), "
+            f"this model has {actual}",
             fix="audit and plan this model first",
         )
 
 
 def latent_config(model: PreTrainedModel, plan: Plan) -> Any:
-    """The config of the trimmed model: the dense one's, and the latents."""
+    """The config of the trimmed model: the dense config plus the latent settings."""
     from headcount.pretrained.runtimes.modeling_headcount import CLASSES
 
     dense = model.config
@@ -68,7 +69,7 @@ def latent_config(model: PreTrainedModel, plan: Plan) -> Any:
         qk_head_dim=max(layer.k_rank or 0 for layer in spec.layers),
         v_head_dim=max(layer.v_rank or 0 for layer in spec.layers),
     )
-    # What is, not what the config says: a checkpoint may hold a head of its own under ``tie_word_embeddings: true``.
+    # Read from the model, not the config: a checkpoint may have an untied head despite ``tie_word_embeddings: true``.
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     config.tie_word_embeddings = head is not None and head.weight is embedding.weight
     config._attn_implementation = "sdpa"
@@ -77,7 +78,7 @@ def latent_config(model: PreTrainedModel, plan: Plan) -> Any:
 
 @torch.no_grad()
 def build(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
-    """A trimmed model, before any repair. What is not attention shares its memory with ``model``."""
+    """Build the trimmed model, without repair. Parameters outside attention share memory with ``model``."""
     from headcount.pretrained.runtimes.modeling_headcount import CLASSES
 
     check_model(model, plan)
@@ -91,18 +92,18 @@ def build(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     names = {id(module): name for name, module in model.named_modules()}
     for layer in layers_of(model, family):
         prefixes.append(names[id(attention_of(layer, family))] + ".")
-    kept = {name: t for name, t in tensors.items() if not name.startswith(tuple(prefixes))}
+    state = {name: t for name, t in tensors.items() if not name.startswith(tuple(prefixes))}
     for index, (layer, prefix) in enumerate(zip(layers_of(model, family), prefixes, strict=True)):
         weights = projections_of(layer, family, model.config)
         made = _attention_tensors(weights, plan, index, config)
-        for own, module in attention_of(layer, family).named_children():
-            if own in ("q_norm", "k_norm"):
-                made |= {f"{own}.{name}": t for name, t in module.state_dict().items()}
-        kept |= {prefix + name: t.to(weights.q) for name, t in made.items()}
-    missing, unexpected = trimmed.load_state_dict(kept, strict=False, assign=True)
+        for child, module in attention_of(layer, family).named_children():
+            if child in ("q_norm", "k_norm"):
+                made |= {f"{child}.{name}": t for name, t in module.state_dict().items()}
+        state |= {prefix + name: t.to(weights.q) for name, t in made.items()}
+    missing, unexpected = trimmed.load_state_dict(state, strict=False, assign=True)
     tied = set(getattr(trimmed, "_tied_weights_keys", None) or ())
     assert not unexpected and set(missing) <= tied, (missing, unexpected)
-    for name, buffer in model.named_buffers():  # those that are not saved, such as rotary frequencies
+    for name, buffer in model.named_buffers():  # includes non-persistent ones, such as rotary frequencies
         place, _, last = name.rpartition(".")
         if not name.startswith(tuple(prefixes)):
             trimmed.get_submodule(place).register_buffer(last, buffer.clone(), persistent=name in tensors)
@@ -114,13 +115,13 @@ def build(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
 def side_projection(
     audit: Audit, layer: int, side: str, rank: int, heads: list[int] | None
 ) -> tuple[torch.Tensor, ...]:
-    """(mean (D,), down (rank, D), up (D, rank)) of one side, joint or by KV heads; float64."""
+    """(mean (D,), down (rank, D), up (D, rank)) of one side, joint or per KV head; float64."""
     if heads is None:
-        found = audit.directions(layer, side)
-        down, up = found.projection(rank)
-        return found.mean, down, up
+        joint = audit.directions(layer, side)
+        down, up = joint.projection(rank)
+        return joint.mean, down, up
     parts: list[Directions] = audit.head_directions(layer, side)
-    pieces = [part.projection(own) for part, own in zip(parts, heads, strict=True)]
+    pieces = [part.projection(head_rank) for part, head_rank in zip(parts, heads, strict=True)]
     down = torch.block_diag(*(down for down, _ in pieces))
     up = torch.block_diag(*(up for _, up in pieces))
     return torch.cat([part.mean for part in parts]), down, up
@@ -128,11 +129,11 @@ def side_projection(
 
 def _attention_tensors(weights: Projections, plan: Plan, index: int, config: Any) -> dict[str, torch.Tensor]:
     """The tensors of ``LatentAttention``, by name, in float64; see the module for the formulas."""
-    own: LayerPlan = plan.record.layers[index]
+    layer_plan: LayerPlan = plan.record.layers[index]
     layer = plan.spec.layers[index]
     side = plan.audit.key_side[plan.record.form]
-    k_mean, k_down, k_up = side_projection(plan.audit, index, side, own.k_rank, own.k_head_ranks)
-    v_mean, v_down, v_up = side_projection(plan.audit, index, "values", own.v_rank, own.v_head_ranks)
+    k_mean, k_down, k_up = side_projection(plan.audit, index, side, layer_plan.k_rank, layer_plan.k_head_ranks)
+    v_mean, v_down, v_up = side_projection(plan.audit, index, "values", layer_plan.v_rank, layer_plan.v_head_ranks)
     weights = _double(weights)
     made = {"q_proj.weight": weights.q, "v_proj.weight": v_down @ weights.v}
     if weights.q_bias is not None:
@@ -161,7 +162,7 @@ def _attention_tensors(weights: Projections, plan: Plan, index: int, config: Any
 
 
 def _constant(mean: torch.Tensor, down: torch.Tensor, up: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """What m + B A (W x + b - m) adds to B A W x."""
+    """The constant term of m + B A (W x + b - m)."""
     return mean - up @ (down @ (mean if bias is None else mean - bias))
 
 
@@ -172,5 +173,5 @@ def _double(weights: Projections) -> Projections:
 
 
 def output_of(attention: nn.Module) -> nn.Linear:
-    """The output matrix of a trimmed layer, which the repair refits."""
+    """The output matrix of a trimmed layer, which the repair step refits."""
     return cast(nn.Linear, attention.o_proj)

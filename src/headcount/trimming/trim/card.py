@@ -1,4 +1,4 @@
-"""The model card of a trimmed folder (README.md), and the licence files that come along from the source."""
+"""The model card (README.md) of a trimmed folder, and the licence files copied from the source model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from headcount.trimming.plan.make import Plan
 
 CARD = "README.md"
 TRANSFORMERS = ">=5.0,<6"
-"""Versions of transformers that the modeling files are written for."""
+"""Versions of transformers that the modeling files support."""
 _BEGIN, _END = "<!-- headcount: measured cost -->", "<!-- headcount: end of measured cost -->"
 _UNMEASURED = "Not measured yet. `headcount evaluate SOURCE FOLDER` measures it and writes it here."
 
@@ -27,7 +27,7 @@ _UNMEASURED = "Not measured yet. `headcount evaluate SOURCE FOLDER` measures it 
 def write_card(
     folder: Path, plan: Plan, source: Source | None, *, repaired: bool, ridge: float, own_tokens: bool = False
 ) -> None:
-    """Write ``README.md`` into a trimmed folder, and copy the source's licence files beside it; see ``card``."""
+    """Write ``README.md`` into a trimmed folder and copy the source's licence files to it; see ``card``."""
     source = source or Source(Path(plan.record.model).name or "model")
     for file in source.licence_files:
         write_atomic(folder / file.name, lambda place, file=file: _copy(file, place))  # type: ignore[misc]
@@ -39,9 +39,9 @@ def _copy(file: Path, place: Path) -> None:
 
 
 def card(plan: Plan, source: Source, *, repaired: bool, ridge: float, own_tokens: bool = False) -> str:
-    """The text of a card: what, from what, how it loads, how it was made, what it costs, limits, licence.
+    """The text of the card: description, usage, how it was made, measured cost, limits, licence.
 
-    ``own_tokens``: the repair used token ids that the caller passed, which no command line does.
+    ``own_tokens``: the repair used token ids passed by the caller, which is only possible from Python.
     """
     from huggingface_hub import ModelCardData
 
@@ -117,10 +117,10 @@ def card(plan: Plan, source: Source, *, repaired: bool, ridge: float, own_tokens
 
 
 def commands(plan: Plan, source: Source, *, repaired: bool, ridge: float) -> list[str]:
-    """The command lines that make the model again, with folders named by what they hold."""
+    """The command lines that reproduce the model, with folders named after their contents."""
     record, audit = plan.record, plan.audit.record
     model = shlex.quote(_inline(source.argument or source.name))
-    text = " --text FILE ..." if [own.kind for own in audit.texts] == ["text"] else ""
+    text = " --text FILE ..." if [entry.kind for entry in audit.texts] == ["text"] else ""
     options = (f" --ridge {ridge:g}" if ridge != 1e-2 else "") if repaired else " --no-repair"
     return [
         f"headcount audit {model} --metric {record.metric} --tokens {audit.tokens} --context {audit.context} "
@@ -132,10 +132,10 @@ def commands(plan: Plan, source: Source, *, repaired: bool, ridge: float) -> lis
 
 
 def write_cost(folder: Path, text: str) -> bool:
-    """Put a measured cost into the card of a trimmed folder; whether there was a place for it.
+    """Write a measured cost into the card of a trimmed folder; returns whether the card was changed.
 
-    Only the part between the card's two markers changes. A folder that ``trim`` did not make, a card without the
-    markers, and a folder that may not be written to are left alone.
+    Only the text between the card's two markers changes. Folders not made by ``trim``, cards without the markers, and
+    read-only folders are left unchanged.
     """
     path = folder / CARD
     if run_kind(folder) != "trim" or not path.is_file() or path.is_symlink() or not os.access(folder, os.W_OK):
@@ -151,10 +151,10 @@ def write_cost(folder: Path, text: str) -> bool:
 def cost_text(
     first: str, rows: Sequence[tuple[str, float, float]], *, ratio: float, kl: float, agreement: float
 ) -> str:
-    """A measured cost in words and a table; rows: (kind of text, the first model's perplexity, this model's)."""
+    """A measured cost as text and a table; rows: (kind of text, perplexity of the first model, of this model)."""
     table = _table(
         ("perplexity", _inline(first), "this model", "ratio"),
-        [(_inline(kind), f"{dense:.2f}", f"{own:.2f}", f"{own / dense:.3f}") for kind, dense, own in rows],
+        [(_inline(kind), f"{dense:.2f}", f"{trimmed:.2f}", f"{trimmed / dense:.3f}") for kind, dense, trimmed in rows],
     )
     return (
         f"Against {_inline(first)}, by `headcount evaluate`: {100 * ratio:.1f}% of the cache bytes per token, "
@@ -184,5 +184,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _inline(text: str) -> str:
-    """Text of unknown origin on one line, without what Markdown or HTML would read as its own."""
+    """Untrusted text on one line, without Markdown or HTML syntax."""
     return re.sub(r"[^\w .,:;/()+=-]", "?", text)[:200]

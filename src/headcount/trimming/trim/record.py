@@ -1,4 +1,4 @@
-"""``trim.json``: what a trimmed folder holds and which plan made it."""
+"""``trim.json``: the contents of a trimmed folder and the plan it was made from."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ RECORD = "trim.json"
 
 
 class TrimRecord(BaseModel):
-    """``trim.json``; ``cache_ratio`` is over the dense model's numbers, ``notes`` are those of the audit."""
+    """``trim.json``; ``cache_ratio`` is relative to the dense model, ``notes`` come from the audit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     plan: str | None = None
-    """``PlanRecord.digest`` of the plan; ``None`` in folders made before it was recorded."""
+    """``PlanRecord.digest`` of the plan; ``None`` in folders from versions that did not record it."""
     form: PlanForm
     allocator: Allocator
     metric: Metric
@@ -36,7 +36,7 @@ class TrimRecord(BaseModel):
 
     @classmethod
     def of(cls, plan: Plan, *, repaired: bool) -> TrimRecord:
-        """The record of a model that was trimmed with ``plan``."""
+        """The record of a model trimmed with ``plan``."""
         return cls(
             model=plan.record.model,
             plan=plan.record.digest,
@@ -54,7 +54,7 @@ class TrimRecord(BaseModel):
 
     @classmethod
     def open(cls, folder: Path | str) -> TrimRecord:
-        """Read a trimmed folder's record; what is missing or does not fit is refused by name."""
+        """Read the record of a trimmed folder; the error names a missing or invalid file."""
         path = Path(folder) / RECORD
         if not path.is_file():
             raise HeadcountError(f"{folder} holds no finished trimmed model", fix="run headcount trim first")

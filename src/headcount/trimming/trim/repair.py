@@ -1,14 +1,15 @@
 """Repair: refit each output matrix so that the trimmed stack follows the dense model's residual stream.
 
 Bottom up, with Z the trimmed layer's mixed heads (the inputs of ``o_proj``), x the dense stream before the layer, a the
-dense attention's output, and x~ the trimmed stream before the layer, which carries all that was lost below:
+dense attention's output, and x~ the trimmed stream before the layer, which carries the error accumulated below:
 
     min over W, b of  sum_tokens |W z + b - (x + a - x~)|^2 + lambda |W - W_old|^2,
     lambda = ``ridge`` * mean of the diagonal of Z'Z.
 
-The target is where the dense stream stands after attention, so each layer also makes good for the layers below it.
-(Where the attention's output is normalised before it joins the stream, the target is a itself.) Normal equations in
-float64; both streams lie in files, so that memory does not grow with the tokens, and a killed run goes on at its layer.
+The target is the dense stream after attention, so each layer also compensates for error accumulated below it. (If the
+attention output is normalised before it is added to the stream, the target is a itself.) The normal equations are in
+float64; both streams are stored in files, so memory does not grow with the number of tokens, and a killed run resumes
+at the layer where it stopped.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from headcount.trimming.audit.passes import mixed_precision
 from headcount.trimming.trim.build import output_of
 
 RIDGE = 1e-2
-"""Pull toward the old weights, in units of the inputs' mean energy: what the tokens cannot settle stays as it was."""
+"""Ridge toward the old weights, relative to the mean energy of the inputs: undetermined directions stay unchanged."""
 
 
 class _EnoughError(Exception):
-    """Raised when a layer has told what was asked of it, to skip its rest."""
+    """Raised to skip the rest of a layer once its input to the output matrix is recorded."""
 
 
 @contextlib.contextmanager
@@ -55,7 +56,7 @@ def attention_output(layer: nn.Module, attention: nn.Module, stream: torch.Tenso
 
 
 def mixed_heads(layer: nn.Module, output: nn.Module, stream: torch.Tensor, call: LayerCall) -> torch.Tensor:
-    """What enters a trimmed layer's output matrix: (batch, tokens, features). The rest of the layer is not run."""
+    """The input of a trimmed layer's output matrix: (batch, tokens, features). The rest of the layer is not run."""
     seen: list[torch.Tensor] = []
 
     def stop(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -68,7 +69,7 @@ def mixed_heads(layer: nn.Module, output: nn.Module, stream: torch.Tensor, call:
 
 
 class NormalEquations:
-    """Ridge regression with an intercept, summed over batches in float64."""
+    """Normal equations of ridge regression with an intercept, accumulated over batches in float64."""
 
     def __init__(self, features: int, outputs: int) -> None:
         self.gram = torch.zeros(features + 1, features + 1, dtype=torch.float64)
@@ -83,10 +84,10 @@ class NormalEquations:
         self.cross += (y.T @ z).cpu()
 
     def solve(self, weight: torch.Tensor, bias: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The minimiser, pulled toward ``weight`` (outputs, features); the intercept is free.
+        """The minimiser, regularised toward ``weight`` (outputs, features); the intercept is not regularised.
 
-        Without a pull (``ridge`` 0, or features that are all zero) it need not be unique; then it is the one nearest to
-        ``weight`` and ``bias``. So a dead layer keeps its weights, and its bias becomes the mean of the target.
+        Without regularisation (``ridge`` 0, or all features zero) the minimiser may not be unique; the one nearest to
+        ``weight`` and ``bias`` is returned. A dead layer thus keeps its weights, and its bias becomes the target mean.
         """
         old = torch.cat((weight, bias[:, None]), 1).double().cpu()
         pull = torch.full((len(self.gram),), ridge * float(self.gram.diagonal()[:-1].mean()), dtype=torch.float64)
@@ -113,13 +114,13 @@ def repair(
     """Refit every output matrix of ``trimmed`` in place.
 
     Args:
-        dense: the source model; it is only read.
-        trimmed: what ``build`` made of it.
+        dense: the source model, not modified.
+        trimmed: the result of ``build`` for it.
         ids: windows of calibration tokens (windows, context).
-        work: folder for the streams and finished layers; the caller removes it.
-        ridge: see the module.
-        dtype: autocast dtype of matrix products, ``None``: the models' own.
-        progress: told how far it is.
+        work: folder for the streams and completed layers; the caller removes it.
+        ridge: see the module docstring.
+        dtype: autocast dtype of matrix products; ``None``: the models' own dtype.
+        progress: progress callback.
     """
     family = family_of(dense.config)
     layers = list(zip(layers_of(dense, family), layers_of(trimmed, family), strict=True))
@@ -150,25 +151,27 @@ def repair(
             equations = NormalEquations(output.in_features, output.out_features)
             for number, rows in enumerate(batches):
                 progress("repair", index * len(batches) + number, len(layers) * len(batches))
-                dense_call, call = (own[index] for own in calls[rows.stop - rows.start])
-                before = current["dense"].read(rows, dense.device)
-                ours = current["trimmed"].read(rows, dense.device)
-                after, made = attention_output(dense_layer, attention, before, dense_call)
+                dense_call, call = (model_calls[index] for model_calls in calls[rows.stop - rows.start])
+                dense_stream = current["dense"].read(rows, dense.device)
+                trimmed_stream = current["trimmed"].read(rows, dense.device)
+                after, made = attention_output(dense_layer, attention, dense_stream, dense_call)
                 following["dense"].write(rows, after)
-                target = made if family.attention_is_normed else before + made - ours
-                equations.add(mixed_heads(layer, output, ours, call), target)
+                target = made if family.attention_is_normed else dense_stream + made - trimmed_stream
+                equations.add(mixed_heads(layer, output, trimmed_stream, call), target)
             weight, bias = equations.solve(output.weight, output.bias, ridge)
             output.weight.copy_(weight)
             output.bias.copy_(bias)
             for rows in batches:
-                ours = current["trimmed"].read(rows, dense.device)
-                following["trimmed"].write(rows, run_layer(layer, ours, calls[rows.stop - rows.start][1][index]))
+                trimmed_stream = current["trimmed"].read(rows, dense.device)
+                following["trimmed"].write(
+                    rows, run_layer(layer, trimmed_stream, calls[rows.stop - rows.start][1][index])
+                )
             write_tensors(work / f"layer-{index:04d}.safetensors", {"weight": output.weight, "bias": output.bias})
     progress("repair", len(layers) * len(batches), len(layers) * len(batches))
 
 
 def _take_up(trimmed: PreTrainedModel, work: Path) -> int:
-    """Put finished layers' matrices in place; the number of finished layers."""
+    """Load the output matrices of completed layers; returns the number of completed layers."""
     finished = sorted(work.glob("layer-*.safetensors"))
     family = family_of(trimmed.config)
     for file, layer in zip(finished, layers_of(trimmed, family), strict=False):

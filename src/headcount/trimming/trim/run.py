@@ -1,4 +1,4 @@
-"""Trimming a model: build, repair, and write it as a checkpoint that stands on its own."""
+"""Trimming a model: build, repair, and write a self-contained checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from headcount.trimming.trim.record import RECORD, TrimRecord
 from headcount.trimming.trim.repair import RIDGE, repair
 
 SHARD_BYTES = 2**31
-"""Largest weights file of a checkpoint."""
+"""Maximum size of a weights file of a checkpoint."""
 
 
 def trim(
@@ -44,33 +44,33 @@ def trim(
     source: Source | None = None,
     progress: Progress = silent,
 ) -> PreTrainedModel:
-    """A new model whose attention keeps latents of the plan's ranks: what ``headcount trim`` runs.
+    """Make a model whose attention caches latents of the planned ranks; ``headcount trim`` calls this.
 
-    What is not attention shares its memory with ``model``, which is not changed; copy it before training both.
+    Parameters outside attention share memory with ``model``, which is not changed; copy it before training both.
 
     With ``out`` the model is also written there as a checkpoint: safetensors, config, generation config, tokenizer, the
-    modeling files, ``trim.json``, a model card and the licence files of ``source``. transformers loads it anywhere with
-    ``trust_remote_code=True``, and without it where headcount is installed and imported.
+    modeling files, ``trim.json``, a model card and the licence files of ``source``. transformers loads it with
+    ``trust_remote_code=True``, or without it if headcount is installed and imported.
 
     Args:
         model: the dense model that the plan was made for, alone or as ``open_model`` returns it.
-        plan: ranks, and the audit that they and the directions come from.
-        tokens: windows to repair on; ``None``: the audit's own calibration windows.
+        plan: the ranks, and the audit with the directions.
+        tokens: windows for the repair; ``None``: the calibration windows of the audit.
         repair_output: refit the output matrices in closed form (see ``repair``).
-        ridge: pull toward the unrepaired matrices.
+        ridge: strength of the regularisation toward the unrepaired matrices.
         matmul_dtype: as in ``audit``.
         out: run folder; ``None`` keeps everything in memory. An interrupted run resumes in it.
         overwrite: replace a run folder that was made from other inputs.
-        tokenizer: saved with the checkpoint; ``None``: that of an ``OpenModel``.
-        source: named by the model card; ``None``: that of an ``OpenModel``.
-        progress: told how far it is.
+        tokenizer: saved with the checkpoint; ``None``: the tokenizer of an ``OpenModel``.
+        source: named by the model card; ``None``: the source of an ``OpenModel``.
+        progress: progress callback.
 
     Returns:
-        The trimmed model. ``TrimRecord.open(out)`` reads what ``trim.json`` says of it.
+        The trimmed model. ``TrimRecord.open(out)`` reads its ``trim.json``.
 
     Raises:
-        HeadcountError: the plan is for another model, or asks for ranks the model has no room for.
-        CheckFailedError: the result does not keep the ranks that were planned.
+        HeadcountError: the plan is for another model, or its ranks do not fit the model.
+        CheckFailedError: the result does not have the planned ranks, or has non-finite weights.
 
     Example:
         >>> smaller = trim(opened, plan, out="runs/model")            # doctest: +SKIP
@@ -94,7 +94,7 @@ def trim(
         size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         require_space(folder, 2 * size)
         if (folder / RECORD).is_file():
-            TrimRecord.open(folder)  # A damaged record is refused before its weights are read.
+            TrimRecord.open(folder)  # A damaged record is rejected before the weights are read.
             return open_model(folder, tokenizer=False).model
     trimmed = build(model, plan)
     if repair_output:
@@ -121,7 +121,7 @@ def trim(
 
 
 def check_trimmed(trimmed: PreTrainedModel, plan: Plan) -> None:
-    """Refuse a result that does not keep the planned ranks, or that is not finite."""
+    """Reject a result that does not have the planned ranks or is not finite."""
     if read_spec(trimmed) != plan.spec:
         raise CheckFailedError("the trimmed model does not have the planned attention")
     for name, tensor in trimmed.state_dict().items():
@@ -130,7 +130,7 @@ def check_trimmed(trimmed: PreTrainedModel, plan: Plan) -> None:
 
 
 def check_age(model: PreTrainedModel, plan: Plan) -> None:
-    """Refuse a plan made before fingerprints covered the model's settings, whose match would say too little."""
+    """Reject a plan made before fingerprints covered the model's settings: a match would not be sufficient."""
     if plan.record.fingerprint == weights_fingerprint(model):
         raise HeadcountError(
             f"the plan for {plan.record.model} was made by an earlier version of headcount, which did not record the "
@@ -140,7 +140,7 @@ def check_age(model: PreTrainedModel, plan: Plan) -> None:
 
 
 def save(trimmed: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, out: Path) -> None:
-    """Write a trimmed model's files into ``out``; each appears complete or not at all."""
+    """Write the files of a trimmed model into ``out``, each atomically."""
     with tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as place:
         try:
             with quiet_transformers():
