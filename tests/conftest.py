@@ -112,6 +112,22 @@ def tiny_folder(tmp_path: Any) -> Any:
     return folder
 
 
+def same_table(table: str, other: str) -> bool:
+    """Whether two CSVs have equal words, and numbers within 1e-9: float64 sums in another order (threads, BLAS)."""
+    rows, other_rows = ([line.split(",") for line in text.splitlines()] for text in (table, other))
+    if [len(row) for row in rows] != [len(row) for row in other_rows]:
+        return False
+    cells = [pair for row, other_row in zip(rows, other_rows, strict=True) for pair in zip(row, other_row, strict=True)]
+    return all(one == two or _close(one, two) for one, two in cells)
+
+
+def _close(one: str, two: str) -> bool:
+    try:
+        return float(one) == pytest.approx(float(two), rel=1e-9)
+    except ValueError:
+        return False
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     """A file of text for the tiny tokenizer."""
