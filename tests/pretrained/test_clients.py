@@ -11,16 +11,17 @@ import torch
 from conftest import DECODERS, tiny_model
 
 FORMS = ("fast", "small")
-REAL = {"compiled", "torchao int8"}
-"""Left to ``make test-real``: compiling takes ten seconds each, torchao is not installed for ``make test``."""
-COMPILED = {("llama", "small"), ("mistral", "fast"), ("gpt2", "fast")}
-"""What is compiled in ``make test``, too."""
+TRACED = {"compiled", "exported"}
+"""Clients that trace the whole model, three to ten seconds each: in ``make test`` for ``TRACED_MODELS`` alone."""
+TRACED_MODELS = {("llama", "small"), ("mistral", "fast"), ("gpt2", "fast")}
+REAL = TRACED | {"torchao int8"}
+"""Left to ``make test-real``; torchao is not installed for ``make test``."""
 TOLERANCE = 1e-4
 """Float32 sums in another order; logits are of order 5."""
 
 
 def _is_real(family: str, form: str, client: str) -> bool:
-    return client in REAL and not (client == "compiled" and (family, form) in COMPILED)
+    return client in REAL and not (client in TRACED and (family, form) in TRACED_MODELS)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
