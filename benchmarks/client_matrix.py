@@ -4,7 +4,7 @@
 
 Every family and both forms at half the cache, tiny random models, float32: the largest difference of logits (log
 probabilities for beams) from the model's own forward without a cache, on logits of order 5. ``refused``: a
-ValueError that names the client. What each client does stands in ``tests/pretrained/client_cases.py``; the rows
+ValueError that names the client. What each client does is in ``tests/pretrained/client_*.py``; the rows
 are those of ``tests/pretrained/test_clients.py``, which holds each below 1e-4.
 """
 
@@ -26,13 +26,15 @@ sys.path[:0] = [str(TESTS), str(TESTS / "pretrained")]
 def cell(family: str, form: str, client: str) -> str:
     """The result of a client: a difference, ``refused``, or the name of an error."""
     import client_cases as cases
+    import client_tools as tools
+    import client_truth as truth
 
     run: Any = cases.CLIENTS.get(client)
-    model = cases.trimmed(family, form)
+    model = truth.trimmed(family, form)
     try:
         if client == "disk offload":
             with tempfile.TemporaryDirectory() as folder:
-                pair = cases.disk_offload(model, Path(folder))
+                pair = tools.disk_offload(model, Path(folder))
         else:
             pair = run(model) if run is not None else cases.REFUSED[client][0](model)
     except ValueError as error:

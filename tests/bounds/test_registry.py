@@ -97,21 +97,20 @@ def test_a_missing_size_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "limit"),
+    ("id", "limit", "value"),
     [
-        ("qsa-bits", 1 / 4),
-        ("qsa-regions", 1 / 8),
-        ("qsa-radon", 1 / 8),
-        ("qsa-mlp-any-q", 1 / 8),
-        ("qsa-bits-all", 1 / 8),
+        ("qsa-bits", 1 / 4, 2),  # C(15, 4) = 1,365 subsets in words of 8 bits
+        ("qsa-regions", 1 / 8, 3),  # 2 (1 + 119 + 7,021) >= C(16, 4) = 1,820 > 2 (1 + 119)
+        ("qsa-radon", 1 / 8, 9),  # d' + 2q
+        ("qsa-mlp-any-q", 1 / 8, 16),  # N d'
+        ("qsa-bits-all", 1 / 8, 2),  # C(16, 4) = 1,820
     ],
 )
-def test_hypotheses_are_checked_against_epsilon(id: str, limit: float) -> None:
+def test_hypotheses_are_checked_against_epsilon(id: str, limit: float, value: int) -> None:
     bound = bounds.get(id)
     below = bound.evaluate(tokens=16, sparsity=4, precision_bits=8, epsilon=limit * 0.999)
     at = bound.evaluate(tokens=16, sparsity=4, precision_bits=8, epsilon=limit)
-    assert below.value is not None
-    assert below.value == bound.evaluate(tokens=16, sparsity=4, precision_bits=8).value
+    assert below.value == bound.evaluate(tokens=16, sparsity=4, precision_bits=8).value == value
     assert at.value is None and "epsilon <" in str(at.why_not)
 
 

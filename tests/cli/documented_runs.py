@@ -182,8 +182,7 @@ class Runner:
                     if known is not None and known.needs is not None and not exact:
                         continue
                     short = known is not None and not (exact and known.exact is not None)
-                    if short:
-                        assert known is not None
+                    if known is not None and short:
                         words = known.short(words)
                     self.provide(unit, words, folder, exact)
                     before = tables(folder)

@@ -44,8 +44,7 @@ TRAINED = tuple(name for name in registry.names() if registry.get(name).training
 
 
 def training(figure: Figure) -> base.Training:
-    assert figure.training is not None
-    return figure.training
+    return cast(base.Training, figure.training)
 
 
 def with_runs(figure: Figure, specs: list[Any]) -> Figure:

@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import client_cases as cases
+import client_truth as truth
 import pytest
 import torch
 import transformers
@@ -64,7 +64,7 @@ def test_attention_maps_with_the_default_implementation_are_there_or_refused(for
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_a_registered_attention_function_is_called(family: str, form: str) -> None:
-    own = cases.fresh(family, form)
+    own = truth.fresh(family, form)
     calls = []
 
     def counted(module: Any, *args: Any, **options: Any) -> Any:
@@ -73,23 +73,23 @@ def test_a_registered_attention_function_is_called(family: str, form: str) -> No
 
     AttentionInterface.register("counted", counted)
     transformers.AttentionMaskInterface.register("counted", transformers.masking_utils.sdpa_mask)
-    wanted = cases.uncached(own, tiny_tokens(2, 14))
+    wanted = truth.uncached(own, tiny_tokens(2, 14))
     own.set_attn_implementation("counted")
-    torch.testing.assert_close(cases.uncached(own, tiny_tokens(2, 14)), wanted, rtol=0, atol=2e-5)
+    torch.testing.assert_close(truth.uncached(own, tiny_tokens(2, 14)), wanted, rtol=0, atol=2e-5)
     assert calls == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention"])
 @pytest.mark.parametrize("family", DECODERS)
 def test_kernels_for_other_shapes_are_refused(family: str, name: str) -> None:
-    own = cases.fresh(family, "fast")
+    own = truth.fresh(family, "fast")
     with pytest.raises((ValueError, ImportError), match=f"does not support|{name}"):
         own.set_attn_implementation(name)
 
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_every_auto_class_opens_the_folder(family: str, form: str, tmp_path: Path) -> None:
-    own = cases.trimmed(family, form)
+    own = truth.trimmed(family, form)
     own.save_pretrained(tmp_path)
     ids = tiny_tokens(2, 12)
     base = getattr(own, own.base_model_prefix)
@@ -107,7 +107,7 @@ def test_every_auto_class_opens_the_folder(family: str, form: str, tmp_path: Pat
 
 def test_a_fine_tuned_model_loads_where_headcount_is_not(form: str, tmp_path: Path) -> None:
     """Opened with headcount's own code, trained a step, saved by ``save_pretrained``, opened in a bare process."""
-    cases.trimmed("llama", form).save_pretrained(tmp_path / "first")
+    truth.trimmed("llama", form).save_pretrained(tmp_path / "first")
     opened: Any = open_model(tmp_path / "first", tokenizer=False).model
     opened.requires_grad_(True).train()
     ids = tiny_tokens(2, 12)
@@ -117,7 +117,7 @@ def test_a_fine_tuned_model_loads_where_headcount_is_not(form: str, tmp_path: Pa
     files = {file.name for file in (tmp_path / "second").glob("*.py")}
     assert files == {"modeling_headcount.py", "headcount_attention.py", "headcount_cache.py"}
     ids, logits, _ = run_without_headcount(tmp_path / "second", tmp_path)
-    torch.testing.assert_close(logits, cases.uncached(opened, ids), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits, truth.uncached(opened, ids), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "qwen2"])
@@ -129,11 +129,11 @@ def test_a_head_of_its_own_under_the_tie_flag_is_kept(family: str, form: str, tm
     audit = headcount.audit(model, tiny_tokens(40), metric="output", matmul_dtype="model")
     own = headcount.trim(model, headcount.plan(audit, cache=1.0, form=form), repair_output=False)
     ids = tiny_tokens(2, 12)
-    wanted = cases.uncached(model, ids)
-    torch.testing.assert_close(cases.uncached(own, ids), wanted, rtol=1e-5, atol=1e-4)
+    wanted = truth.uncached(model, ids)
+    torch.testing.assert_close(truth.uncached(own, ids), wanted, rtol=1e-5, atol=1e-4)
     own.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    torch.testing.assert_close(cases.uncached(again, ids), cases.uncached(own, ids), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(truth.uncached(again, ids), truth.uncached(own, ids), rtol=1e-6, atol=1e-5)
 
 
 def test_rotations_are_made_on_each_device_that_asks() -> None:
@@ -180,7 +180,7 @@ def test_a_quantised_caches_group_must_divide_the_ranks(form: str) -> None:
     held = DynamicCache()
     held.layer_class_to_replicate = layer
     with pytest.raises(ValueError, match="headcount plan --multiple 64"):
-        cases.in_pieces(cases.trimmed("llama", form), tiny_tokens(1, 5), held, (5,))
+        truth.in_pieces(truth.trimmed("llama", form), tiny_tokens(1, 5), held, (5,))
 
 
 def _whole(_self: Any, tensor: torch.Tensor, _axis: int) -> torch.Tensor:
@@ -192,9 +192,9 @@ def _same(_self: Any, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def test_positions_cost_four_bytes_a_token_once_for_every_kind_of_layer() -> None:
-    own = cases.trimmed("gemma3_text", "small")
+    own = truth.trimmed("gemma3_text", "small")
     held = DynamicCache(config=own.config)
-    cases.in_pieces(own, tiny_tokens(1, 24), held, (20, 4))
+    truth.in_pieces(own, tiny_tokens(1, 24), held, (20, 4))
     kept = [layer.companion for layer in held.layers if getattr(layer, "companion", None) is not None]
     assert len(kept) == len(set(own.config.layer_types)) == 2
     assert all(own.keys.dtype == torch.int32 and own.keys.shape[1] == own.keys.shape[3] == 1 for own in kept)
@@ -203,23 +203,23 @@ def test_positions_cost_four_bytes_a_token_once_for_every_kind_of_layer() -> Non
 
 def test_a_cache_filled_by_hand_is_read_by_slot_or_refused() -> None:
     """Keys without positions: their slots' numbers where rows are not padded, else an error."""
-    own = cases.trimmed("llama", "small")
+    own = truth.trimmed("llama", "small")
     ids = tiny_tokens(2, 12)
     first = DynamicCache(config=own.config)
-    cases.in_pieces(own, ids[:, :8], first, (8,))
+    truth.in_pieces(own, ids[:, :8], first, (8,))
     filled = DynamicCache()
     for index, layer in enumerate(first.layers):
         filled.update(layer.keys, layer.values, index)
     by_hand = copy.deepcopy(filled)
-    got = cases.in_pieces(own, ids[:, 8:], filled, (1, 3))
-    torch.testing.assert_close(got, cases.uncached(own, ids)[:, 8:], rtol=0, atol=1e-4)
+    got = truth.in_pieces(own, ids[:, 8:], filled, (1, 3))
+    torch.testing.assert_close(got, truth.uncached(own, ids)[:, 8:], rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match="positions were not recorded"), torch.no_grad():
         own(ids[:, 8:9], position_ids=torch.tensor([[6], [8]]), past_key_values=by_hand)
 
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_another_models_cache_is_refused(family: str, form: str) -> None:
-    dense, own = tiny_model(family), cases.trimmed(family, form)
+    dense, own = tiny_model(family), truth.trimmed(family, form)
     held = DynamicCache(config=dense.config)
     dense(tiny_tokens(1, 5), past_key_values=held, use_cache=True)
     with pytest.raises(ValueError, match="the cache is laid out for"):
@@ -231,26 +231,26 @@ def test_adapters_that_could_have_no_effect_are_refused_by_peft() -> None:
     """Prefix tuning makes keys of the dense shape; the maps between heads and latents are no linear layers."""
     peft = pytest.importorskip("peft")
     with pytest.raises(ValueError, match=r"HeadMap.*not supported"):
-        peft.get_peft_model(cases.fresh("llama", "fast"), peft.LoraConfig(target_modules=["k_up"]))
+        peft.get_peft_model(truth.fresh("llama", "fast"), peft.LoraConfig(target_modules=["k_up"]))
     prefix = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
-    adapted = peft.get_peft_model(cases.fresh("llama", "fast"), prefix)
+    adapted = peft.get_peft_model(truth.fresh("llama", "fast"), prefix)
     with pytest.raises(ValueError, match="prefix tuning"):
         adapted(tiny_tokens(1, 5))
 
 
 def test_a_cache_of_a_foreign_type_is_refused(form: str) -> None:
     with pytest.raises(ValueError, match="cannot use a cache of type object"):
-        cases.trimmed("llama", form).model.layers[0].self_attn(
-            torch.zeros(1, 1, 48), cases_rotation(), past_key_values=object()
+        truth.trimmed("llama", form).model.layers[0].self_attn(
+            torch.zeros(1, 1, 48), a_rotation(), past_key_values=object()
         )
 
 
-def cases_rotation() -> tuple[torch.Tensor, torch.Tensor]:
+def a_rotation() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.ones(1, 1, 16), torch.zeros(1, 1, 16)
 
 
 def test_a_pipeline_writes_what_generate_writes(form: str, tmp_path: Path) -> None:
-    own, tokenizer = cases.trimmed("llama", form), tiny_tokenizer()
+    own, tokenizer = truth.trimmed("llama", form), tiny_tokenizer()
     own.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     texts = ["abc", "a longer text"]
@@ -265,7 +265,7 @@ def test_a_pipeline_writes_what_generate_writes(form: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
 def test_the_trainer_trains(family: str, form: str, tmp_path: Path) -> None:
     """Loss falls on one repeated batch, gradient checkpointing included; its checkpoint opens as it was."""
-    own = cases.fresh(family, form).requires_grad_(True)
+    own = truth.fresh(family, form).requires_grad_(True)
     getattr(own, "activation_checkpointing_enable", own.gradient_checkpointing_enable)()
     rows = [{"input_ids": row, "labels": row} for row in tiny_tokens(4, 12)]
     before = _loss(own)
@@ -284,9 +284,9 @@ def test_the_trainer_trains(family: str, form: str, tmp_path: Path) -> None:
     own.eval()
     assert _loss(own) < 0.8 * before
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-10")
-    wanted = cases.uncached(own, tiny_tokens(2, 9))
+    wanted = truth.uncached(own, tiny_tokens(2, 9))
     # Weights that are read from a file lie elsewhere in memory, and products round by where they lie.
-    torch.testing.assert_close(cases.uncached(again, tiny_tokens(2, 9)), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(truth.uncached(again, tiny_tokens(2, 9)), wanted, rtol=0, atol=1e-5)
 
 
 def _loss(model: Any) -> float:
@@ -322,7 +322,7 @@ def test_attention_that_cannot_be_computed_is_refused_by_name(family: str, optio
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(HeadcountError, match=next(iter(option))):
         headcount.audit(model, tiny_tokens(4), metric="output", matmul_dtype="model")
-    latent = copy.deepcopy(cases.trimmed(family, "fast").config)
+    latent = copy.deepcopy(truth.trimmed(family, "fast").config)
     vars(latent).update(option)
     with pytest.raises(ValueError, match=next(iter(option))):
         CLASSES[latent.model_type][1]["AutoModelForCausalLM"](latent)
@@ -366,11 +366,11 @@ def test_dynamic_static_and_forked_layers_hold_what_stock_layers_hold() -> None:
 
 
 def test_a_static_cache_larger_than_the_text_changes_nothing(form: str) -> None:
-    own = cases.trimmed("qwen3", form)
+    own = truth.trimmed("qwen3", form)
     ids = tiny_tokens(2, 16)
     for room in (16, 17, 64):
-        got = cases.in_pieces(own, ids, StaticCache(own.config, max_cache_len=room), (9, 1, 6))
-        torch.testing.assert_close(got, cases.uncached(own, ids), rtol=0, atol=1e-4)
+        got = truth.in_pieces(own, ids, StaticCache(own.config, max_cache_len=room), (9, 1, 6))
+        torch.testing.assert_close(got, truth.uncached(own, ids), rtol=0, atol=1e-4)
 
 
 @pytest.mark.real
@@ -379,7 +379,7 @@ def test_lm_eval_scores_by_the_models_own_logits(form: str, tmp_path: Path) -> N
     """Its log-likelihoods of continuations, batched and padded, against the sums of a whole forward."""
     instance = pytest.importorskip("lm_eval.api.instance")
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
-    own, tokenizer = cases.trimmed("llama", form), tiny_tokenizer()
+    own, tokenizer = truth.trimmed("llama", form), tiny_tokenizer()
     own.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     scored = huggingface.HFLM(
@@ -392,6 +392,6 @@ def test_lm_eval_scores_by_the_models_own_logits(form: str, tmp_path: Path) -> N
     for (context, more), (score, greedy) in zip(pairs, scored.loglikelihood(asked), strict=True):
         ids = tokenizer(context + more, return_tensors="pt").input_ids
         count = len(tokenizer(more, add_special_tokens=False).input_ids)
-        logs = cases.uncached(own, ids)[0, :-1].log_softmax(-1)[-count:]
+        logs = truth.uncached(own, ids)[0, :-1].log_softmax(-1)[-count:]
         assert score == pytest.approx(float(logs.gather(1, ids[0, -count:, None]).sum()), abs=1e-3)
         assert greedy == bool((logs.argmax(-1) == ids[0, -count:]).all())

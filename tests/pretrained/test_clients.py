@@ -6,6 +6,8 @@ import itertools
 from pathlib import Path
 
 import client_cases as cases
+import client_tools as tools
+import client_truth as truth
 import pytest
 import torch
 from conftest import DECODERS, tiny_model
@@ -38,7 +40,7 @@ def test_a_client_gives_the_uncached_forward(family: str, form: str, client: str
         with pytest.raises(ValueError, match=cases.NOT_IN_TRANSFORMERS[family, client]):
             cases.CLIENTS[client](tiny_model(family))
         return
-    pair = cases.CLIENTS[client](cases.trimmed(family, form))
+    pair = cases.CLIENTS[client](truth.trimmed(family, form))
     torch.testing.assert_close(pair.got, pair.wanted, rtol=0, atol=TOLERANCE)
 
 
@@ -48,13 +50,13 @@ def test_a_client_gives_the_uncached_forward(family: str, form: str, client: str
 def test_a_client_is_refused_by_name(family: str, form: str, client: str) -> None:
     run, message = cases.REFUSED[client]
     with pytest.raises(ValueError, match=message):
-        run(cases.trimmed(family, form))
+        run(truth.trimmed(family, form))
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", DECODERS)
 def test_weights_on_disk_are_fetched_by_every_module(family: str, form: str, tmp_path: Path) -> None:
-    pair = cases.disk_offload(cases.trimmed(family, form), tmp_path)
+    pair = tools.disk_offload(truth.trimmed(family, form), tmp_path)
     torch.testing.assert_close(pair.got, pair.wanted, rtol=0, atol=TOLERANCE)
 
 
@@ -62,5 +64,5 @@ def test_weights_on_disk_are_fetched_by_every_module(family: str, form: str, tmp
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", DECODERS)
 def test_torch_int8_costs_what_it_costs_the_dense_model(family: str, form: str) -> None:
-    pair = cases.torch_int8(cases.trimmed(family, form), tiny_model(family))
+    pair = tools.torch_int8(truth.trimmed(family, form), tiny_model(family))
     assert float(pair.got) < 1.5 * float(pair.wanted)

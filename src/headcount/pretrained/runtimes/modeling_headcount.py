@@ -7,37 +7,8 @@ For each family there are a config, the stack of layers (``AutoModel``), the lan
 
 from typing import Any
 
-from transformers import (
-    AutoModel,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    Gemma3TextForSequenceClassification,
-    Gemma3TextModel,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    GPT2LMHeadModel,
-    GPT2Model,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    GPTNeoXForSequenceClassification,
-    GPTNeoXModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    LlamaModel,
-    MistralConfig,
-    MistralForCausalLM,
-    MistralForSequenceClassification,
-    MistralModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2ForSequenceClassification,
-    Qwen2Model,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3ForSequenceClassification,
-    Qwen3Model,
-)
+import transformers
+from transformers import AutoModel
 
 from .headcount_attention import LatentAttention, install
 
@@ -91,7 +62,7 @@ class _Latent:
 class _LatentStack(_Latent):
     """Mixin before a family's stack of layers: builds it, then replaces its attention."""
 
-    _attention = "self_attn"
+    _attention: str
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -116,242 +87,93 @@ class _LatentHead(_Latent):
             self.post_init()  # type: ignore[attr-defined]
 
 
-class HeadcountLlamaConfig(_LatentConfig, LlamaConfig):
-    """Llama."""
-
-    model_type = "headcount_llama"
-
-
-class HeadcountLlamaModel(_LatentStack, LlamaModel):
-    """Llama: the stack of layers."""
-
-    config_class = HeadcountLlamaConfig
-
-
-class HeadcountLlamaForCausalLM(_LatentHead, LlamaForCausalLM):
-    """Llama: the language model."""
-
-    config_class = HeadcountLlamaConfig
-    _stack = HeadcountLlamaModel
-
-
-class HeadcountLlamaForSequenceClassification(_LatentHead, LlamaForSequenceClassification):
-    """Llama: the classifier."""
-
-    config_class = HeadcountLlamaConfig
-    _stack = HeadcountLlamaModel
-
-
-class HeadcountMistralConfig(_LatentConfig, MistralConfig):
-    """Mistral."""
-
-    model_type = "headcount_mistral"
-
-
-class HeadcountMistralModel(_LatentStack, MistralModel):
-    """Mistral: the stack of layers."""
-
-    config_class = HeadcountMistralConfig
-
-
-class HeadcountMistralForCausalLM(_LatentHead, MistralForCausalLM):
-    """Mistral: the language model."""
-
-    config_class = HeadcountMistralConfig
-    _stack = HeadcountMistralModel
-
-
-class HeadcountMistralForSequenceClassification(_LatentHead, MistralForSequenceClassification):
-    """Mistral: the classifier."""
-
-    config_class = HeadcountMistralConfig
-    _stack = HeadcountMistralModel
-
-
-class HeadcountQwen2Config(_LatentConfig, Qwen2Config):
-    """Qwen2."""
-
-    model_type = "headcount_qwen2"
-
-
-class HeadcountQwen2Model(_LatentStack, Qwen2Model):
-    """Qwen2: the stack of layers."""
-
-    config_class = HeadcountQwen2Config
-
-
-class HeadcountQwen2ForCausalLM(_LatentHead, Qwen2ForCausalLM):
-    """Qwen2: the language model."""
-
-    config_class = HeadcountQwen2Config
-    _stack = HeadcountQwen2Model
-
-
-class HeadcountQwen2ForSequenceClassification(_LatentHead, Qwen2ForSequenceClassification):
-    """Qwen2: the classifier."""
-
-    config_class = HeadcountQwen2Config
-    _stack = HeadcountQwen2Model
-
-
-class HeadcountQwen3Config(_LatentConfig, Qwen3Config):
-    """Qwen3."""
-
-    model_type = "headcount_qwen3"
-
-
-class HeadcountQwen3Model(_LatentStack, Qwen3Model):
-    """Qwen3: the stack of layers."""
-
-    config_class = HeadcountQwen3Config
-
-
-class HeadcountQwen3ForCausalLM(_LatentHead, Qwen3ForCausalLM):
-    """Qwen3: the language model."""
-
-    config_class = HeadcountQwen3Config
-    _stack = HeadcountQwen3Model
-
-
-class HeadcountQwen3ForSequenceClassification(_LatentHead, Qwen3ForSequenceClassification):
-    """Qwen3: the classifier."""
-
-    config_class = HeadcountQwen3Config
-    _stack = HeadcountQwen3Model
-
-
-class HeadcountGemma3TextConfig(_LatentConfig, Gemma3TextConfig):
-    """Gemma 3 text."""
-
-    model_type = "headcount_gemma3_text"
-
-
-class HeadcountGemma3TextModel(_LatentStack, Gemma3TextModel):
-    """Gemma 3 text: the stack of layers."""
-
-    config_class = HeadcountGemma3TextConfig
-
-
-class HeadcountGemma3TextForCausalLM(_LatentHead, Gemma3ForCausalLM):
-    """Gemma 3 text: the language model."""
-
-    config_class = HeadcountGemma3TextConfig
-    _stack = HeadcountGemma3TextModel
-
-
-class HeadcountGemma3TextForSequenceClassification(_LatentHead, Gemma3TextForSequenceClassification):
-    """Gemma 3 text: the classifier."""
-
-    config_class = HeadcountGemma3TextConfig
-    _stack = HeadcountGemma3TextModel
-
-
-class HeadcountGPT2Config(_LatentConfig, GPT2Config):
-    """GPT-2."""
-
-    model_type = "headcount_gpt2"
-
-
-class HeadcountGPT2Model(_LatentStack, GPT2Model):
-    """GPT-2: the stack of layers."""
-
-    config_class = HeadcountGPT2Config
-    _attention = "attn"
-
-
-class HeadcountGPT2ForCausalLM(_LatentHead, GPT2LMHeadModel):
-    """GPT-2: the language model."""
-
-    config_class = HeadcountGPT2Config
-    _stack = HeadcountGPT2Model
-
-
-class HeadcountGPT2ForSequenceClassification(_LatentHead, GPT2ForSequenceClassification):
-    """GPT-2: the classifier."""
-
-    config_class = HeadcountGPT2Config
-    _stack = HeadcountGPT2Model
-
-
-class HeadcountGPTNeoXConfig(_LatentConfig, GPTNeoXConfig):
-    """GPT-NeoX."""
-
-    model_type = "headcount_gpt_neox"
-
-
-class HeadcountGPTNeoXModel(_LatentStack, GPTNeoXModel):
-    """GPT-NeoX: the stack of layers."""
-
-    config_class = HeadcountGPTNeoXConfig
-    _attention = "attention"
-
-
-class HeadcountGPTNeoXForCausalLM(_LatentHead, GPTNeoXForCausalLM):
-    """GPT-NeoX: the language model."""
-
-    config_class = HeadcountGPTNeoXConfig
-    _stack = HeadcountGPTNeoXModel
-
-
-class HeadcountGPTNeoXForSequenceClassification(_LatentHead, GPTNeoXForSequenceClassification):
-    """GPT-NeoX: the classifier."""
-
-    config_class = HeadcountGPTNeoXConfig
-    _stack = HeadcountGPTNeoXModel
+FAMILIES: tuple[tuple[str, str, type, type, type, type], ...] = (
+    (
+        "Llama",
+        "self_attn",
+        transformers.LlamaConfig,
+        transformers.LlamaModel,
+        transformers.LlamaForCausalLM,
+        transformers.LlamaForSequenceClassification,
+    ),
+    (
+        "Mistral",
+        "self_attn",
+        transformers.MistralConfig,
+        transformers.MistralModel,
+        transformers.MistralForCausalLM,
+        transformers.MistralForSequenceClassification,
+    ),
+    (
+        "Qwen2",
+        "self_attn",
+        transformers.Qwen2Config,
+        transformers.Qwen2Model,
+        transformers.Qwen2ForCausalLM,
+        transformers.Qwen2ForSequenceClassification,
+    ),
+    (
+        "Qwen3",
+        "self_attn",
+        transformers.Qwen3Config,
+        transformers.Qwen3Model,
+        transformers.Qwen3ForCausalLM,
+        transformers.Qwen3ForSequenceClassification,
+    ),
+    (
+        "Gemma3Text",
+        "self_attn",
+        transformers.Gemma3TextConfig,
+        transformers.Gemma3TextModel,
+        transformers.Gemma3ForCausalLM,
+        transformers.Gemma3TextForSequenceClassification,
+    ),
+    (
+        "GPT2",
+        "attn",
+        transformers.GPT2Config,
+        transformers.GPT2Model,
+        transformers.GPT2LMHeadModel,
+        transformers.GPT2ForSequenceClassification,
+    ),
+    (
+        "GPTNeoX",
+        "attention",
+        transformers.GPTNeoXConfig,
+        transformers.GPTNeoXModel,
+        transformers.GPTNeoXForCausalLM,
+        transformers.GPTNeoXForSequenceClassification,
+    ),
+)
+"""One row per family: the stem of our class names, the name of a layer's attention attribute, and transformers' classes
+for the config, the stack of layers, the language model and the classifier."""
+
+
+def _class(name: str, bases: tuple[type, ...], **attributes: Any) -> Any:
+    """A class under its name in this module, where ``auto_map`` and pickle look it up."""
+    globals()[name] = made = type(name, bases, {"__module__": __name__, "__doc__": f"{name}.", **attributes})
+    return made
+
+
+def _register(stem: str, attention: str, config: Any, *bases: type) -> tuple[Any, dict[str, Any]]:
+    """Make the classes of a family, ``Headcount{stem}Config`` and so on, and register them with transformers.
+
+    Saving any of them then writes these files beside the weights. Classifiers build the stack that ``AutoModel`` knows.
+    """
+    model_type = f"headcount_{config.model_type}"
+    config_class = _class(f"Headcount{stem}Config", (_LatentConfig, config), model_type=model_type)
+    config_class.register_for_auto_class()
+    models: dict[str, Any] = {}
+    for (auto, end), base in zip(ROLES.items(), bases, strict=True):
+        own = {"_attention": attention} if auto == "AutoModel" else {"_stack": models["AutoModel"]}
+        mixin = _LatentStack if auto == "AutoModel" else _LatentHead
+        models[auto] = _class(f"Headcount{stem}{end}", (mixin, base), config_class=config_class, **own)
+        models[auto].register_for_auto_class(auto)
+    AutoModel.register(config_class, models["AutoModel"], exist_ok=True)
+    return config_class, models
 
 
 CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
-    config.model_type: (config, dict(zip(ROLES, models, strict=True)))
-    for config, *models in (
-        (
-            HeadcountLlamaConfig,
-            HeadcountLlamaModel,
-            HeadcountLlamaForCausalLM,
-            HeadcountLlamaForSequenceClassification,
-        ),
-        (
-            HeadcountMistralConfig,
-            HeadcountMistralModel,
-            HeadcountMistralForCausalLM,
-            HeadcountMistralForSequenceClassification,
-        ),
-        (
-            HeadcountQwen2Config,
-            HeadcountQwen2Model,
-            HeadcountQwen2ForCausalLM,
-            HeadcountQwen2ForSequenceClassification,
-        ),
-        (
-            HeadcountQwen3Config,
-            HeadcountQwen3Model,
-            HeadcountQwen3ForCausalLM,
-            HeadcountQwen3ForSequenceClassification,
-        ),
-        (
-            HeadcountGemma3TextConfig,
-            HeadcountGemma3TextModel,
-            HeadcountGemma3TextForCausalLM,
-            HeadcountGemma3TextForSequenceClassification,
-        ),
-        (
-            HeadcountGPT2Config,
-            HeadcountGPT2Model,
-            HeadcountGPT2ForCausalLM,
-            HeadcountGPT2ForSequenceClassification,
-        ),
-        (
-            HeadcountGPTNeoXConfig,
-            HeadcountGPTNeoXModel,
-            HeadcountGPTNeoXForCausalLM,
-            HeadcountGPTNeoXForSequenceClassification,
-        ),
-    )
+    config_class.model_type: (config_class, models) for config_class, models in (_register(*row) for row in FAMILIES)
 }
 """By model type: the config class, and the model class for each of transformers' auto classes."""
-
-for _config, _models in CLASSES.values():
-    # Saving any of them writes these files beside the weights; a classifier is built on the stack that AutoModel knows.
-    _config.register_for_auto_class()
-    for _auto, _model in _models.items():
-        _model.register_for_auto_class(_auto)
-    AutoModel.register(_config, _models["AutoModel"], exist_ok=True)
